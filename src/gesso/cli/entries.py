@@ -1,0 +1,39 @@
+"""The model that an option names, looked up before anything heavy is loaded."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gesso.errors import MissingError
+from gesso.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from gesso.weights.catalogue import Entry
+
+
+def find_entry(options: Mapping[str, object]) -> "Entry":
+    """The catalogue's entry of the model that the options name, or of the default one.
+
+    Raises:
+        RequestError: no such model; the nearest names are offered.
+    """
+    from gesso.weights import catalogue
+
+    return catalogue.find(str(options.get("model") or GenerationRequest.model_fields["model"].default))
+
+
+def require_files(entry: "Entry") -> None:
+    """Refuses a model whose files are not here, before any work.
+
+    Raises:
+        MissingError: with the command that fetches them.
+    """
+    missing = entry.missing_files()
+    if missing:
+        what = f"{missing[0]} of {entry.name}" if len(missing) == 1 else f"{len(missing)} files of {entry.name}"
+        raise MissingError(f"{what} in {entry.folder}", entry.fetch or f"gesso models show {entry.name}")
+
+
+def default_size(entry: "Entry") -> tuple[int, int] | None:
+    """Width and height of the model's own pictures, None where its entry does not say."""
+    width, height = entry.defaults.get("width"), entry.defaults.get("height")
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else None

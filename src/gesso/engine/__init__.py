@@ -1,0 +1,20 @@
+"""The engine: one loop a device that paints with any pipeline. Here are the public names only; the room's plan:
+
+engine      the public face
+job         a request as its owner sees it
+shared      ``generate``: one engine a process
+loading     puts a model together
+loop        the thread: admit, group, pick, step, tell, decode
+scheduler   who begins and who steps next: pure functions
+flight      what is in the air: requests, pictures, groups
+inbox       what callers ask of the loop
+results     a finished picture's record
+failures    exceptions become our errors
+device      the little that is asked of a device
+"""
+
+from gesso.engine.engine import Engine
+from gesso.engine.job import Job
+from gesso.engine.shared import generate
+
+__all__ = ["Engine", "Job", "generate"]

@@ -1,0 +1,173 @@
+"""``Engine``: loaded models, and one thread that paints with them. This file is its public face.
+
+Callers' threads run what is here; all the work is done in ``loop``, what a caller holds is a ``job``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from gesso.engine.job import Job
+from gesso.engine.loop import Load, Loop
+from gesso.engine.scheduler import Policy, check_policy
+from gesso.errors import RequestError, RunError
+from gesso.events import Event, Result
+from gesso.pipelines.contract import Pipeline
+from gesso.request import GenerationRequest
+
+_DRAWN_SEEDS = 2**32  # Short enough to be read aloud; far below the largest seed whatever the number of pictures.
+
+
+class Engine:
+    """Keeps models loaded and paints with them. Every method may be called from any thread.
+
+    Requests join and leave between steps: pictures of different requests that are at the same step of the same model
+    at the same size advance together. One thread works, on one device; it starts with the first request.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes CUDA if there is one, else the CPU.
+        dtype: what to compute in, by PyTorch's name (``float32``, ``bfloat16``); None leaves it to the model.
+        policy: who steps next: ``oldest`` waits for nobody, ``laggards`` lets those behind catch up so that more step
+            together. Nobody starves under either; ``benchmarks/continuous_batching.py`` compares them.
+        max_batch: the most pictures under way at once, hence the most in one step. Bounds memory.
+        preview_every: a Preview event after every so many steps; 0 for none. ``submit`` and ``stream`` may differ.
+        load: makes a pipeline from a model's name or path, a device and a dtype; None is the catalogue's. For tests
+            and for models that no catalogue knows.
+
+    Raises:
+        RequestError: an argument is out of range.
+
+    Example:
+        >>> import gesso
+        >>> with gesso.Engine(device="cpu") as engine:
+        ...     results = engine.run(gesso.GenerationRequest(prompt="a red star", num_images=2, seed=7))
+        >>> [result.seed for result in results]
+        [7, 8]
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        policy: str = "oldest",
+        max_batch: int = 16,
+        preview_every: int = 0,
+        load: Load | None = None,
+    ) -> None:
+        checked: Policy = check_policy(policy)
+        if max_batch < 1:
+            raise RequestError("max_batch", max_batch, "a whole number above 0")
+        self._preview_every = _checked_interval(preview_every)
+        self._loop = Loop(load or _load_from_catalogue, device, dtype, checked, max_batch)
+        # The thread knows the loop and not the engine, so that a forgotten engine can be collected and closes itself.
+        self._thread = threading.Thread(target=self._loop.run, name=f"gesso-engine-{device or 'auto'}", daemon=True)
+        self._starting = threading.Lock()
+        self._close_at_exit = weakref.finalize(self, _stop, self._loop, self._thread)
+
+    def submit(self, request: GenerationRequest, *, preview_every: int | None = None) -> Job:
+        """Hand in a request and return at once.
+
+        Args:
+            request: a seed that is left blank is drawn here.
+            preview_every: a preview after every so many steps, 0 for none; None as the engine was told.
+
+        Raises:
+            RunError: the engine is closed. All that is wrong with the request itself ends the job instead.
+        """
+        interval = self._preview_every if preview_every is None else _checked_interval(preview_every)
+        if request.seed is None:
+            request = request.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
+        job = Job(request, preview_every=interval, when_cancelled=self.cancel)
+        with self._starting:
+            if self._thread.ident is None and self._loop.inbox.closing is None:
+                self._thread.start()
+        self._loop.inbox.submit(job)
+        if not self._thread.is_alive() and not job.done():
+            raise RunError("the engine's thread has ended (was the process forked?); make a new Engine")
+        return job
+
+    def stream(self, request: GenerationRequest, *, preview_every: int | None = None) -> Iterator[Event]:
+        """Hand in a request now and iterate over its events; the last is Done, Failed or Cancelled.
+
+        Leaving the iteration early, by ``break``, an exception or Ctrl-C, cancels the request. The engine never waits
+        for the one who iterates.
+
+        Raises:
+            RunError: the engine is closed.
+        """
+        return _follow(self.submit(request, preview_every=preview_every))
+
+    def run(self, request: GenerationRequest | Sequence[GenerationRequest]) -> list[Result]:
+        """Paint one request, or several together, and wait for the pictures: in order of requests, then of images.
+
+        An error, and Ctrl-C, cancels those requests of this call that are not finished, and is raised.
+
+        Raises:
+            GessoError: the first request, in their order, that failed.
+        """
+        requests = [request] if isinstance(request, GenerationRequest) else list(request)
+        jobs: list[Job] = []
+        try:
+            for each in requests:
+                jobs.append(self.submit(each))
+            return [result for job in jobs for result in job.result()]
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job before its next step; the pictures it has finished are kept. Harmless if it has ended."""
+        self._loop.inbox.cancel(job)
+
+    def close(self, *, finish: bool = True) -> None:
+        """Take no more requests, finish those under way, or with ``finish=False`` cancel them, and wait for the thread.
+
+        May be called again, from anywhere, also to cancel what an earlier call waits for.
+        """
+        self._loop.inbox.close("finish" if finish else "cancel")
+        _join(self._thread)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is under way; after an exception cancel it."""
+        self.close(finish=kind is None)
+
+
+def _follow(job: Job) -> Iterator[Event]:
+    try:
+        yield from job.events()
+    finally:
+        job.cancel()
+
+
+def _load_from_catalogue(name: str, device: str, dtype: str | None) -> Pipeline:
+    from gesso.engine.loading import load_pipeline
+
+    return load_pipeline(name, device, dtype)
+
+
+def _stop(loop: Loop, thread: threading.Thread) -> None:
+    """Close at the interpreter's exit, or when nobody holds the engine or a job of it any more."""
+    loop.inbox.close("cancel")
+    _join(thread)
+
+
+def _join(thread: threading.Thread) -> None:
+    if thread.ident is not None and thread is not threading.current_thread():
+        thread.join()
+
+
+def _checked_interval(preview_every: int) -> int:
+    if preview_every < 0:
+        raise RequestError("preview_every", preview_every, "a whole number from 0")
+    return preview_every

@@ -1,0 +1,71 @@
+"""What other threads ask of the loop: new jobs, cancellations, and to close. The loop reads it once a turn.
+
+The only place where callers and the loop share a lock; nothing that takes time happens under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gesso.engine.job import Job
+from gesso.errors import RunError
+
+Closing = Literal["finish", "cancel"]
+
+
+@dataclass(kw_only=True)
+class Mail:
+    """What came since the last look: jobs in order of arrival, jobs to be dropped, and whether to close, and how."""
+
+    arrived: list[Job] = field(default_factory=list)
+    cancelled: list[Job] = field(default_factory=list)
+    closing: Closing | None = None
+
+
+class Inbox:
+    """A thread-safe mailbox with one reader."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._mail = Mail()
+
+    @property
+    def closing(self) -> Closing | None:
+        """Whether, and how, the loop was asked to close."""
+        return self._mail.closing
+
+    def submit(self, job: Job) -> None:
+        """Hand in a job.
+
+        Raises:
+            RunError: the engine was closed.
+        """
+        with self._changed:
+            if self._mail.closing is not None:
+                raise RunError("the engine is closed and takes no more requests; make a new Engine")
+            self._mail.arrived.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Ask for a job to be dropped. Harmless if it is not there any more."""
+        with self._changed:
+            self._mail.cancelled.append(job)
+            self._changed.notify()
+
+    def close(self, how: Closing) -> None:
+        """Take no more jobs; ``finish`` those that are there or ``cancel`` them. Cancelling overrides finishing."""
+        with self._changed:
+            if self._mail.closing != "cancel":
+                self._mail.closing = how
+            self._changed.notify()
+
+    def take(self, *, wait: bool) -> Mail:
+        """All that came since the last look; with ``wait``, sleep until there is something or the engine closes."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._mail.arrived or self._mail.cancelled or self._mail.closing)
+            mail = self._mail
+            self._mail = Mail(closing=mail.closing)
+            return mail

@@ -1,0 +1,113 @@
+"""The one place that puts a model together: catalogue, files, networks, device and dtype, pipeline.
+
+Not here: names and places (`weights/catalogue`), strictness (`weights/files`), what a pipeline does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gesso.errors import FileError, MissingError, RequestError
+from gesso.models.flan_t5 import FlanT5
+from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
+from gesso.pipelines.contract import Pipeline
+from gesso.pipelines.infinity import InfinityPipeline
+from gesso.pipelines.infinity_state import GenerationDefaults
+from gesso.weights import catalogue, manifest
+from gesso.weights.catalogue import Entry
+from gesso.weights.files import digest
+from gesso.weights.infinity import (
+    load_published_tokenizer,
+    load_published_transformer,
+    load_tokenizer,
+    load_transformer,
+    load_word_encoder,
+    parse,
+)
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> Pipeline:
+    """The pipeline of a catalogue name or a model's folder, its weights on the device.
+
+    `dtype` is that of the blocks' matmuls; None is float32 for nano models and on CPU, else bfloat16.
+    Raises RequestError, FileError, WeightsError, or MissingError with the command that fetches what is missing.
+    """
+    entry = catalogue.find(name_or_path)
+    if dtype is not None and dtype not in _DTYPES:
+        raise RequestError("dtype", dtype, "a dtype that is known", f"one of: {', '.join(_DTYPES)}")
+    if missing := entry.missing_files():
+        if entry.fetch:
+            raise MissingError(f"{entry.name} ({', '.join(missing)})", entry.fetch)
+        raise FileError(entry.folder, f"lacks {', '.join(missing)}", "export the model again")
+    chosen = _DTYPES[dtype] if dtype else torch.float32
+    if dtype is None and entry.layout == "infinity" and device != "cpu":
+        chosen = torch.bfloat16
+    load = _load_own if entry.layout == "gesso" else _load_published
+    return load(entry, device, chosen)
+
+
+def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
+    """A model of our trainers' layout."""
+    folder = entry.folder
+    digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
+    schedules = catalogue.read_config(folder).get("schedules")
+    if not isinstance(schedules, Mapping):
+        raise FileError(folder, "its configuration lacks schedules", "export the model again")
+    transformer = load_transformer(folder).cast_blocks(dtype)
+    return InfinityPipeline(
+        transformer=transformer.to(device),
+        autoencoder=load_tokenizer(folder).to(device),
+        text=load_word_encoder(folder).to(device),
+        schedules={_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in schedules.items()},
+        defaults=_defaults(entry),
+        name=entry.name,
+        digest=digests,
+    )
+
+
+def _load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
+    """Infinity as its authors publish it."""
+    transformer_path, tokenizer_path, text_path = (entry.folder / name for name in entry.files)
+    autoencoder = load_published_tokenizer(tokenizer_path)
+    transformer = load_published_transformer(transformer_path, patchify=autoencoder.config.stride == 8)
+    files = [path for part in (transformer_path, tokenizer_path) for path in _files_of(part)]
+    return InfinityPipeline(
+        transformer=transformer.cast_blocks(dtype).to(device),
+        autoencoder=autoencoder.to(device),
+        text=FlanT5(text_path, device=device, dtype=dtype),
+        schedules=pixel_sizes(),
+        defaults=_defaults(entry),
+        name=entry.name,
+        digest=digest(files),
+    )
+
+
+def _defaults(entry: Entry) -> GenerationDefaults:
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.defaults.items()}
+    try:
+        return GenerationDefaults(**values)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise FileError(entry.folder, f"its generation defaults are unusable: {error}", "export it again") from error
+
+
+def _size(name: str, folder: Path) -> tuple[int, int]:
+    width, _, height = name.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise FileError(folder, f"{name} is no size", "export the model again")
+    return int(height), int(width)
+
+
+def _files_of(path: Path) -> list[Path]:
+    return sorted(found for found in path.iterdir() if found.is_file()) if path.is_dir() else [path]

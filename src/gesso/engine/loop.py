@@ -1,0 +1,300 @@
+"""The loop of one device: admit, group, pick a group, step, tell, decode what is done. It runs in one thread.
+
+Everything here but ``inbox`` belongs to that thread. Callers speak to it through the inbox, and it speaks to them
+through their jobs; it waits for none of them. Who goes first is decided in ``scheduler``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from gesso.engine.device import default_device, release_memory, settle
+from gesso.engine.failures import as_gesso_error, is_out_of_memory
+from gesso.engine.flight import Row, Run, decode_groups, describe_group, encode_groups, step_groups
+from gesso.engine.inbox import Inbox
+from gesso.engine.job import Job
+from gesso.engine.results import describe_result
+from gesso.engine.scheduler import Policy, choose_group, lets_others_begin
+from gesso.errors import GessoError, RunError
+from gesso.events import Cancelled, Done, Failed, Preview, Progress, Result, Stage
+from gesso.pipelines.contract import Output, Pipeline
+
+Load = Callable[[str, str, str | None], Pipeline]
+
+
+class Loop:
+    """State and turns of the loop.
+
+    Args:
+        load: makes a pipeline from a model's name or path, a device and a dtype (None is the model's own).
+        device: where it runs; None is the best that is found when the first model is loaded.
+        dtype: handed to ``load``.
+        policy: who steps next.
+        max_batch: the most pictures in flight, hence the most rows in one step.
+    """
+
+    def __init__(self, load: Load, device: str | None, dtype: str | None, policy: Policy, max_batch: int) -> None:
+        self.inbox = Inbox()
+        self._load = load
+        self._device = device
+        self._dtype = dtype
+        self._policy: Policy = policy
+        self._max_batch = max_batch
+        self._pipelines: dict[str, Pipeline] = {}
+        self._arrived: deque[Job] = deque()
+        self._runs: list[Run] = []
+        self._queue: deque[Run] = deque()  # Of the runs, those with pictures left to begin.
+        self._rows: list[Row] = []
+        self._turn_number = 0
+        self._begun = 0
+        self._memory_ran_out = False
+
+    def run(self) -> None:
+        """Turn until asked to close and nothing is left to do. Whatever breaks, every job gets its end."""
+        try:
+            while self._turn():
+                pass
+        finally:
+            self.inbox.close("cancel")
+            for job in self.inbox.take(wait=False).arrived:
+                job.end(Failed(job=job.id, error=RunError("the engine's thread has ended")))
+            self._pipelines.clear()
+            release_memory()
+
+    def _turn(self) -> bool:
+        """One turn; whether there will be another. Sleeps first if there is nothing to do."""
+        if self._memory_ran_out:  # Only now are the frames gone that held the failed batch.
+            release_memory()
+            self._memory_ran_out = False
+        mail = self.inbox.take(wait=not self._busy)
+        self._turn_number += 1
+        self._arrived += mail.arrived
+        try:
+            self._drop(self._jobs() if mail.closing == "cancel" else mail.cancelled)
+            self._admit()
+            self._begin()
+            self._step(self._pick())
+            self._decode()
+        except BaseException as problem:
+            if not self._busy:
+                raise
+            self._fail_everything(problem)
+        return mail.closing is None or self._busy
+
+    @property
+    def _place(self) -> str:
+        """The device; before the first model is loaded nothing has run anywhere but here."""
+        return self._device or "cpu"
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._arrived or self._runs)
+
+    def _jobs(self) -> list[Job]:
+        return [*self._arrived, *(run.job for run in self._runs)]
+
+    # Admit: load and plan at once, so that a bad request fails early; encode and begin as room allows.
+
+    def _admit(self) -> None:
+        while self._arrived:
+            job = self._arrived[0]
+            try:
+                pipeline, seconds = self._pipeline_of(job)
+                plan = pipeline.plan(job.request)
+            except Exception as problem:
+                job.end(Failed(job=job.id, error=self._error(problem, needed=None, rows=0)))
+            else:
+                run = Run(job=job, pipeline=pipeline, plan=plan, seconds={"load": seconds})
+                self._runs.append(run)
+                self._queue.append(run)
+            self._arrived.popleft()
+
+    def _pipeline_of(self, job: Job) -> tuple[Pipeline, float]:
+        """The model that the job names, and the seconds its loading took now (0 if it was there)."""
+        name = job.request.model
+        if name in self._pipelines:
+            return self._pipelines[name], 0.0
+        self._tell(job, "load", 0, 0, 1)
+        started = time.perf_counter()
+        if self._device is None:
+            self._device = default_device()
+        pipeline = self._load(name, self._device, self._dtype)
+        settle(self._device)
+        self._pipelines[name] = pipeline
+        self._tell(job, "load", 0, 1, 1)
+        return pipeline, time.perf_counter() - started
+
+    def _begin(self) -> None:
+        """Begin as many pictures as there is room for."""
+        starting: list[tuple[Run, int]] = []
+        while len(self._rows) + len(starting) < self._max_batch and (run := self._next_to_begin()):
+            starting.append((run, run.begun - 1))
+        self._encode(dict.fromkeys(run for run, _ in starting if not run.encoded))
+        for run, image in starting:
+            if run.job.done():
+                continue
+            try:
+                state = run.pipeline.begin(run.plan, run.conditioning, image)
+            except Exception as problem:
+                self._fail([run], problem)
+                continue
+            self._begun += 1
+            row = Row(run=run, image=image, state=state, arrival=self._begun, last_turn=self._turn_number)
+            self._rows.append(row)
+
+    def _next_to_begin(self) -> Run | None:
+        """The first of the queue that may begin a picture; it is counted as begun, and goes to the end in its turn."""
+        run = next((run for run in self._queue if run.may_begin), None)
+        if run is None:
+            return None
+        run.begun += 1
+        run.in_flight += 1
+        if not run.left_to_begin:
+            self._queue.remove(run)
+        elif lets_others_begin(run.begun):
+            self._queue.remove(run)
+            self._queue.append(run)
+        return run
+
+    def _encode(self, runs: Iterable[Run]) -> None:
+        for group in encode_groups(runs):
+            for run in group:
+                self._tell(run.job, "encode", 0, 0, 1)
+            started = time.perf_counter()
+            try:
+                conditionings = group[0].pipeline.encode([run.plan for run in group])
+                settle(self._place)
+                if len(conditionings) != len(group):
+                    raise RunError(f"the model made {len(conditionings)} conditionings for {len(group)} prompts")
+            except Exception as problem:
+                self._fail(group, problem)
+                continue
+            seconds = time.perf_counter() - started
+            for run, conditioning in zip(group, conditionings, strict=True):
+                run.conditioning, run.encoded = conditioning, True
+                run.company = len(group)
+                run.seconds["encode"] = seconds
+                self._tell(run.job, "encode", 0, 1, 1)
+
+    # Group, pick, step, tell.
+
+    def _pick(self) -> list[Row]:
+        """The rows that step now; none if nothing is in flight."""
+        groups = step_groups(row for row in self._rows if row.state.remaining > 0)
+        if not groups:
+            return []
+        described = [describe_group(group, self._turn_number) for group in groups]
+        return groups[choose_group(described, self._policy)]
+
+    def _step(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        due = [row.state.remaining - 1 for row in rows]
+        started = time.perf_counter()
+        try:
+            rows[0].run.pipeline.step([row.state for row in rows])
+            settle(self._place)
+            if [row.state.remaining for row in rows] != due:
+                raise RunError("the model's step did not advance every picture by one")
+        except Exception as problem:
+            self._fail([row.run for row in rows], problem, rows=len(rows))
+            return
+        seconds = time.perf_counter() - started
+        for row in rows:
+            row.last_turn = self._turn_number
+            row.company = max(row.company, len(rows))
+            row.seconds += seconds
+            self._tell(row.run.job, "step", row.image, row.steps_done, row.state.total)
+        for row in rows:
+            self._preview(row)
+
+    def _preview(self, row: Row) -> None:
+        """Show the picture if somebody asked for previews and this step is one of those; the last step needs none."""
+        job = row.run.job
+        if job.done() or not job.preview_every or not row.state.remaining or row.steps_done % job.preview_every:
+            return
+        try:
+            picture = row.run.pipeline.preview(row.state)
+        except Exception as problem:
+            self._fail([row.run], problem)
+            return
+        job.tell(Preview(job=job.id, image=row.image, step=row.steps_done, picture=picture))
+
+    # Decode what is done.
+
+    def _decode(self) -> None:
+        for rows in decode_groups(row for row in self._rows if row.state.remaining == 0):
+            started = time.perf_counter()
+            try:
+                outputs = rows[0].run.pipeline.decode([row.state for row in rows])
+                for place, row in enumerate(rows):
+                    output = next(outputs, None)
+                    settle(self._place)
+                    if output is None:
+                        raise RunError(f"the model decoded {place} of {len(rows)} pictures")
+                    row.company = max(row.company, len(rows))
+                    self._finish(row, output, time.perf_counter() - started)
+                    started = time.perf_counter()
+            except Exception as problem:
+                self._fail([row.run for row in rows if not row.run.job.done()], problem, rows=len(rows))
+
+    def _finish(self, row: Row, output: Output, seconds: float) -> None:
+        """Keep a finished picture; the last one ends its job."""
+        run = row.run
+        metadata = describe_result(row, output, seconds, device=self._place, dtype=self._dtype)
+        run.results[row.image] = Result(image=output.image, seed=output.seed, index=row.image, metadata=metadata)
+        run.in_flight -= 1
+        self._rows.remove(row)
+        self._tell(run.job, "decode", row.image, row.state.total, row.state.total)
+        if len(run.results) == run.plan.request.num_images:
+            self._runs.remove(run)
+            run.job.end(Done(job=run.job.id, results=run.finished))
+
+    # Ends.
+
+    def _drop(self, jobs: Iterable[Job]) -> None:
+        """Cancel what of these is still outstanding: their states go, their finished pictures stay."""
+        dropped = set(jobs)
+        if not dropped:
+            return
+        for job in self._arrived:
+            if job in dropped:
+                job.end(Cancelled(job=job.id, results=()))
+        self._arrived = deque(job for job in self._arrived if job not in dropped)
+        runs = [run for run in self._runs if run.job in dropped]
+        self._forget(runs)
+        for run in runs:
+            run.job.end(Cancelled(job=run.job.id, results=run.finished))
+
+    def _fail(self, runs: Iterable[Run], problem: BaseException, rows: int = 1) -> None:
+        """End these requests, and only these, with what went wrong in a batch of so many rows."""
+        failed = list(dict.fromkeys(runs))
+        error = self._error(problem, needed=max((run.plan.peak_bytes for run in failed), default=None), rows=rows)
+        self._forget(failed)
+        for run in failed:
+            run.job.end(Failed(job=run.job.id, error=error))
+
+    def _fail_everything(self, problem: BaseException) -> None:
+        """The loop itself broke: nothing that is under way can be trusted."""
+        error = self._error(problem, needed=None, rows=len(self._rows))
+        for job in self._jobs():
+            job.end(Failed(job=job.id, error=error))
+        self._arrived.clear()
+        self._forget(self._runs)
+
+    def _error(self, problem: BaseException, *, needed: int | None, rows: int) -> GessoError:
+        self._memory_ran_out |= is_out_of_memory(problem)
+        modes = (f"max_batch below {rows}",) if rows > 1 else ("a smaller width and height",) if rows else ()
+        return as_gesso_error(problem, needed=needed, device=self._place, modes=modes)
+
+    def _forget(self, runs: Iterable[Run]) -> None:
+        gone = set(runs)
+        self._rows = [row for row in self._rows if row.run not in gone]
+        self._runs = [run for run in self._runs if run not in gone]
+        self._queue = deque(run for run in self._queue if run not in gone)
+
+    def _tell(self, job: Job, stage: Stage, image: int, step: int, steps: int) -> None:
+        seconds = time.perf_counter() - job.submitted
+        job.tell(Progress(job=job.id, image=image, step=step, steps=steps, stage=stage, seconds=seconds))

@@ -1,0 +1,38 @@
+"""The record of one finished picture: what the engine knows of how it was made. Its shape is ``gesso.metadata``'s."""
+
+from __future__ import annotations
+
+from gesso.engine.flight import Row
+from gesso.metadata import describe, pixels_digest
+from gesso.pipelines.contract import Output
+
+
+def describe_result(
+    row: Row, output: Output, decode_seconds: float, *, device: str, dtype: str | None
+) -> dict[str, object]:
+    """Metadata of the picture that the row became.
+
+    ``company`` counts the rows of its steps and of its decoding, and the requests it was encoded with: at 1 the
+    picture was alone throughout, and its arithmetic repeats bit for bit. ``seconds`` are those of the batches that it
+    took part in.
+
+    Args:
+        row: the finished row.
+        output: what its state was decoded to.
+        decode_seconds: what that took.
+        device: where it was made.
+        dtype: what the engine was asked for; None is the model's own, which the pipeline may name in ``dtype``.
+    """
+    run = row.run
+    pipeline = run.pipeline
+    record = describe(
+        run.plan.request,
+        index=row.image,
+        seed=output.seed,
+        model_digest=str(getattr(pipeline, "digest", "")),
+        device=device,
+        dtype=str(getattr(pipeline, "dtype", dtype or "")).removeprefix("torch."),
+        company=max(row.company, run.company),
+        seconds={**run.seconds, "step": row.seconds, "decode": decode_seconds},
+    )
+    return {**record, "warnings": list(run.plan.warnings), "pixels": pixels_digest(output.image)}

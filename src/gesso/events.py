@@ -1,0 +1,111 @@
+"""What a run reports: progress, preview, done, failed, cancelled; and the picture it hands over.
+
+Here: plain frozen data, made by the engine and read by every face of the project (command line, server, page).
+Not here: queues, threads and printing. Pillow is imported only when a result is saved.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gesso.errors import GessoError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Stage = Literal["load", "encode", "step", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One finished picture.
+
+    Attributes:
+        image: the picture (RGB).
+        seed: the seed that this very picture used (the request's seed + index).
+        index: which picture of its request this is, from 0.
+        metadata: what `gesso.metadata.describe` made: the request without blanks, digests, versions, seconds.
+    """
+
+    image: "Image.Image"
+    seed: int
+    index: int
+    metadata: dict[str, object] = field(default_factory=dict)
+
+    def save(self, path: str | Path, *, with_metadata: bool = True, quality: int | None = None) -> Path:
+        """Writes the picture, its metadata inside, beside the target first and then renamed onto it.
+
+        Args:
+            path: where to; the ending chooses the format (.png, .webp, .jpg, .jpeg). An existing file is replaced.
+            with_metadata: False leaves the metadata out.
+            quality: 1 to 100 for WebP and JPEG; None is lossless WebP and JPEG at 95. PNG is always lossless.
+
+        Returns:
+            The path written.
+
+        Raises:
+            RequestError: the ending names no known format, or the quality is out of range.
+            FileError: the folder cannot be written to.
+            RunError: the disk is full or failed while writing; nothing partial is left.
+        """
+        from gesso.metadata import save_picture
+
+        return save_picture(self.image, Path(path), self.metadata if with_metadata else None, quality=quality)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A stage moved on. `image`, `step` and `steps` count from 0, 1 and 1; all 0 where a stage has none.
+
+    Attributes:
+        job: the job's id.
+        image: which picture of the request.
+        step: steps done so far for that picture.
+        steps: steps it takes in all.
+        stage: what is being done.
+        seconds: time since the job was submitted.
+    """
+
+    job: str
+    image: int
+    step: int
+    steps: int
+    stage: Stage
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A cheap look at a picture that is still being made."""
+
+    job: str
+    image: int
+    step: int
+    picture: "Image.Image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """Every picture of the job is made. The last event of its job."""
+
+    job: str
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The job failed. The last event of its job."""
+
+    job: str
+    error: GessoError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """The job was cancelled; `results` are the pictures that were finished before. The last event of its job."""
+
+    job: str
+    results: tuple[Result, ...]
+
+
+Event = Progress | Preview | Done | Failed | Cancelled

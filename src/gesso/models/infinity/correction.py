@@ -1,0 +1,67 @@
+"""Bitwise self-correction: training inputs in which some bits are wrong and later labels repair the damage.
+
+Source: Infinity, section 3.4, algorithm 2. Not here: the loss (`training/infinity`).
+Shapes as in `quantizer`; N is the number of scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gesso.models.infinity.quantizer import codes, enlarge, shrink, to_tokens
+from gesso.models.infinity.scales import Grid
+
+
+@dataclass(frozen=True)
+class TrainingTokens:
+    """Inputs of scales 2…N, `[B, L - first scale, K]`, and the bits to predict at every token, bool `[B,L,K]`."""
+
+    inputs_BLK: Tensor
+    labels_BLK: Tensor
+
+
+def draw_flips(
+    latent_BKHW: Tensor, grids: Sequence[Grid], *, strength: float, scales: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Which bits to flip at each of the first `scales` scales, bool `[B,K,h,w]`.
+
+    One probability a scale for the whole batch, uniform over the whole percents 0…100*strength; then each bit alone.
+    """
+    batch, bits = latent_BKHW.shape[:2]
+    flips: list[Tensor] = []
+    for grid in grids[:scales]:
+        percent = torch.randint(0, round(100 * strength) + 1, (), generator=generator).item()
+        drawn = torch.rand((batch, bits, *grid), generator=generator)
+        flips.append((drawn < percent / 100).to(latent_BKHW.device))
+    return flips
+
+
+def training_tokens(
+    latent_BKHW: Tensor,
+    grids: Sequence[Grid],
+    flips: Sequence[Tensor] = (),
+    *,
+    requantize: bool = True,
+    patchify: bool = False,
+) -> TrainingTokens:
+    """Run the quantizer's loop from raw features with the given bits flipped.
+
+    `grids` are the tokenizer's (`ScaleSchedule.latent_grids`). A scale's label is the sign of what is left *before* its
+    own flips. With `requantize` the flipped code is what later scales see and must mend; without, flips do nothing.
+    """
+    sum_BKHW = torch.zeros_like(latent_BKHW)
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    for index, grid in enumerate(grids):
+        bits_BKhw = shrink(latent_BKHW - sum_BKHW, grid) > 0
+        labels.append(to_tokens(bits_BKhw.to(torch.uint8), patchify).bool())
+        if index + 1 == len(grids):
+            break
+        kept_BKhw = bits_BKhw ^ flips[index] if requantize and index < len(flips) else bits_BKhw
+        sum_BKHW = sum_BKHW + enlarge(codes(kept_BKhw, latent_BKHW.dtype), grids[-1])
+        inputs.append(to_tokens(enlarge(sum_BKHW, grids[index + 1]), patchify))
+    return TrainingTokens(torch.cat(inputs, dim=1), torch.cat(labels, dim=1))

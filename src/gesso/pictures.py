@@ -1,0 +1,167 @@
+"""Picture files: saving PNG, WebP and JPEG with or without a record inside, and reading them back safely.
+
+Here: file formats, their text fields, and fitting a picture to a size. Not here: what a record means
+(`gesso.metadata`) and where files go.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gesso.errors import FileError, RequestError
+from gesso.files import written_aside
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+LARGEST_RECORD = 1 << 20  # characters of JSON; a longer one is not ours
+LARGEST_PICTURE = 1 << 28  # pixels; a larger one is refused before it is decoded
+
+FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
+ENDINGS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+
+_EXIF_DESCRIPTION = 0x010E
+_EXIF_PRIVATE = 0x8769
+_EXIF_USER_COMMENT = 0x9286
+_PREFIX = "gesso:"
+_LARGEST_EXIF = 65_000  # bytes; JPEG's segment holds 65,533 with its header
+_DEFAULT_JPEG_QUALITY = 95
+
+
+def write_picture(
+    image: "Image.Image",
+    path: Path,
+    *,
+    record: str | None = None,
+    parameters: str = "",
+    quality: int | None = None,
+) -> Path:
+    """Writes `image` to `path` aside and renames it; the ending chooses the format. Replaces an existing file.
+
+    Args:
+        image: RGB.
+        path: ending in .png, .webp, .jpg or .jpeg.
+        record: JSON, in ASCII, for the "gesso" field; None leaves all metadata out.
+        parameters: the widely read text that goes with it.
+        quality: 1 to 100 for WebP and JPEG; None is lossless WebP and JPEG at 95. PNG is lossless and has none.
+
+    Raises:
+        RequestError: unknown ending, or a quality out of range.
+        FileError: the folder cannot be written to, or the record does not fit the format.
+        RunError: the disk failed or is full; nothing partial is left.
+    """
+    kind = picture_format(path)
+    if quality is not None and not 1 <= quality <= 100:
+        raise RequestError("file_quality", quality, "a whole number from 1 to 100")
+    options: dict[str, object] = {}
+    if kind == "jpeg":
+        options |= {"quality": quality or _DEFAULT_JPEG_QUALITY, "subsampling": 0}
+    elif kind == "webp":
+        options |= {"quality": quality, "method": 4} if quality else {"lossless": True}
+    if record is not None and kind == "png":
+        options["pnginfo"] = _png_text(record, parameters)
+    elif record is not None:
+        options["exif"] = _exif(path, record, parameters)
+    with written_aside(path) as aside:
+        image.save(aside, format=FORMATS[kind], **options)
+    return path
+
+
+def picture_format(path: Path) -> str:
+    """ "png", "webp" or "jpeg", by the ending.
+
+    Raises:
+        RequestError: any other ending.
+    """
+    kind = ENDINGS.get(path.suffix.lower())
+    if kind is None:
+        raise RequestError("output", str(path), f"a name that ends in {', '.join(ENDINGS)}")
+    return kind
+
+
+def _png_text(record: str, parameters: str) -> "PngInfo":
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_itxt("gesso", record)
+    text.add_itxt("parameters", parameters)
+    return text
+
+
+def _exif(path: Path, record: str, parameters: str) -> bytes:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[_EXIF_DESCRIPTION] = _PREFIX + record
+    exif.get_ifd(_EXIF_PRIVATE)[_EXIF_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    written = exif.tobytes()
+    if len(written) > _LARGEST_EXIF:
+        raise FileError(path, f"its metadata ({len(written)} bytes) does not fit", "use png or --no-metadata")
+    return written
+
+
+@contextmanager
+def _opened(path: Path) -> "Iterator[Image.Image]":
+    """The file as a picture, header read and pixels not; every way in which a file can be bad becomes a FileError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Image.open(path) as image:
+                if image.width * image.height > LARGEST_PICTURE:
+                    raise FileError(path, f"is larger than {LARGEST_PICTURE} pixels")
+                yield image
+    except FileNotFoundError as error:
+        raise FileError(path, "no such file") from error
+    except IsADirectoryError as error:
+        raise FileError(path, "is a folder, not a picture") from error
+    except UnidentifiedImageError as error:
+        raise FileError(path, "is no picture that can be read", "png, webp and jpeg carry metadata") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+        raise FileError(path, f"cannot be read ({error})") from error
+
+
+def record_text(path: Path) -> str | None:
+    """The record's JSON as it stands in the file, None where the picture has none. Reads no pixels.
+
+    Raises:
+        FileError: no such file, or no picture.
+    """
+    with _opened(path) as image:
+        if image.format == "PNG":
+            text = image.info.get("gesso")
+            return str(text) if text is not None else None
+        described = image.getexif().get(_EXIF_DESCRIPTION, "")
+    if not isinstance(described, str) or not described.startswith(_PREFIX):
+        return None
+    return described[len(_PREFIX) : len(_PREFIX) + LARGEST_RECORD + 1]
+
+
+def read_pixels(path: Path) -> "Image.Image":
+    """The picture, decoded to RGB.
+
+    Raises:
+        FileError: no such file, no picture, truncated, or larger than 2^28 pixels.
+    """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def cover_crop(image: "Image.Image", width: int, height: int) -> "Image.Image":
+    """The picture scaled (Lanczos) until it just covers `width` x `height`, then cut to that size about its middle.
+
+    Sizes and offsets are rounded down, as in the published training code of Infinity, whose pictures this reproduces.
+    """
+    from PIL import Image
+
+    aspect = image.width / image.height
+    narrow = aspect <= width / height
+    across, down = (width, int(width / aspect)) if narrow else (int(aspect * height), height)
+    across, down = max(across, width), max(down, height)  # a quotient just below a whole number would fall short
+    covering = image.resize((across, down), Image.Resampling.LANCZOS)
+    left, top = (across - width) // 2, (down - height) // 2
+    return covering.crop((left, top, left + width, top + height))

@@ -1,0 +1,328 @@
+"""Infinity as a pipeline: one step is one scale of the bits, for a batch of pictures at the same scale.
+
+Here: what is peculiar to the family. Guidance runs a second row a picture (null text or negative prompt) up to the
+last scale that is guided; keys and values lie in one cache a company, which is copied only when company changes.
+Not here: files and dtypes (`engine/loading`), the loop (`engine`), the network (`models/infinity`).
+
+Random numbers: picture i has one CPU generator seeded `seed + i`; each scale draws its Exp(1) noise `[n,2K]` from it,
+in order of scales, whether or not sampling leaves anything to chance.
+Shapes: B pictures, R rows, n tokens of the scale, K bits a token, k bits a latent cell, h w grids, H W final latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gesso.errors import RequestError
+from gesso.models.infinity.autoencoder import Autoencoder, to_uint8
+from gesso.models.infinity.cache import CacheRow, gather
+from gesso.models.infinity.cost import cache_bytes, decode_flops, decode_peak_bytes, scale_flops, text_flops
+from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantize, shrink, to_tokens
+from gesso.models.infinity.scales import Grid, ScaleSchedule
+from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance
+from gesso.pictures import cover_crop, read_pixels
+from gesso.pipelines.contract import Cost, Output, Plan
+from gesso.pipelines.infinity_state import (
+    Company,
+    GenerationDefaults,
+    InfinityConditioning,
+    InfinityState,
+    TextEncoder,
+    join_text,
+)
+from gesso.request import GenerationRequest
+from gesso.sampling.bits import choose_bits, exponential_noise
+from gesso.sampling.guidance import guide
+
+_T = TypeVar("_T")
+
+_PREVIEW_CELLS = 32  # longer edge of what a preview decodes
+_DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
+
+
+class InfinityPipeline:
+    """The six verbs for Infinity of any size. It is handed its components; `schedules` maps (height, width) in pixels."""
+
+    def __init__(
+        self,
+        *,
+        transformer: InfinityTransformer,
+        autoencoder: Autoencoder,
+        text: TextEncoder,
+        schedules: Mapping[tuple[int, int], ScaleSchedule],
+        defaults: GenerationDefaults,
+        name: str,
+        digest: str,
+    ) -> None:
+        self.transformer, self.autoencoder, self.text = transformer, autoencoder, text
+        self.schedules, self.defaults, self.name, self.digest = dict(schedules), defaults, name, digest
+        self.config = transformer.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.start.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.transformer.blocks.parameters()).dtype
+
+    # ---- plan -------------------------------------------------------------------------------------------------------
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """Fill blanks, check sizes, lists and the prompt's length, and count the work. Raises RequestError."""
+        schedule, size = self._schedule(request)
+        defaults = self.defaults
+        filled = request.model_copy(
+            update={
+                "width": size[1],
+                "height": size[0],
+                "guidance": _or(request.guidance, defaults.guidance),
+                "temperature": _or(request.temperature, defaults.temperature),
+                "guidance_layer": _or(request.guidance_layer, defaults.guidance_layer),
+                "top_k": _or(request.top_k, defaults.top_k),
+                "top_p": _or(request.top_p, defaults.top_p),
+                "init_strength": _or(request.init_strength, defaults.init_strength) if request.init_image else None,
+            }
+        )
+        for name in ("guidance", "temperature"):
+            _one_a_scale(filled, name, len(schedule))
+        layer = filled.guidance_layer or 0
+        if layer and not 0 < self.config.depth + layer:
+            raise RequestError("guidance_layer", layer, f"0, or from {1 - self.config.depth} to -1 for {self.name}")
+        tokens = self._check_text("prompt", request.prompt)
+        if request.negative:
+            tokens = max(tokens, self._check_text("negative", request.negative))
+        if request.init_image:
+            read_pixels(Path(request.init_image)).close()
+        costs = self._costs(filled, schedule, tokens)
+        total = sum(costs, Cost(flops=text_flops(self.config, tokens), bytes=0.0))
+        latent = schedule.latent_grids(self.config.patchify)[-1]
+        total += Cost(flops=decode_flops(self.autoencoder.config, latent), bytes=0.0)
+        return Plan(request=filled, steps=len(schedule), cost=total, peak_bytes=self._peak_bytes(schedule, latent))
+
+    def _schedule(self, request: GenerationRequest) -> tuple[ScaleSchedule, tuple[int, int]]:
+        width, height = request.width, request.height
+        if width is None and height is None:
+            width, height = self.defaults.width, self.defaults.height
+        sizes = self.schedules
+        if width is None or height is None:  # one edge given: the other follows where only one size has it
+            found = [size for size in sizes if size[1] == width or size[0] == height]
+            if len(found) == 1:
+                return sizes[found[0]], found[0]
+            width, height = width or height or 0, height or width or 0
+        if (height, width) in sizes:
+            return sizes[height, width], (height, width)
+        near = sorted(sizes, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
+        field, value = ("width", width) if width not in {size[1] for size in sizes} else ("height", height)
+        nearest = " or ".join(f"{found[1]}x{found[0]}" for found in near)
+        raise RequestError(field, value, f"part of a size that {self.name} paints", f"nearest: {nearest}")
+
+    def _check_text(self, field: str, text: str) -> int:
+        tokens, most = self.text.count(text), self.text.max_tokens
+        if tokens > most:
+            raise RequestError(field, text, f"at most {most} tokens long for {self.name}", f"it has {tokens}; shorten it")
+        return tokens
+
+    def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
+        """Cost of each scale of one picture."""
+        guidance = _values(request.guidance, len(schedule))
+        last = max((i for i, value in enumerate(guidance) if value != 1), default=-1)
+        each = torch.finfo(self.dtype).bits // 8
+        weights = sum(p.numel() for p in self.transformer.blocks.parameters()) * each
+        costs = []
+        for scale in range(len(schedule)):
+            rows = 2 if scale <= last else 1
+            kept = self.config.depth * 2 * schedule.starts[scale + 1] * self.config.width * each
+            flops = rows * scale_flops(self.config, schedule, scale, tokens)
+            costs.append(Cost(flops=flops, bytes=float(weights + rows * kept)))
+        return tuple(costs)
+
+    def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid) -> int:
+        each = torch.finfo(self.dtype).bits // 8
+        weights = sum(p.nbytes for part in (self.transformer, self.autoencoder) for p in part.parameters())
+        n = schedule.starts[-1] - schedule.starts[-2]
+        stepping = cache_bytes(self.config, schedule, 2, each) + 2 * n * (self.config.hidden + 8 * self.config.width) * 4
+        return weights + max(stepping, decode_peak_bytes(self.autoencoder.config, latent, 4))
+
+    # ---- encode and begin -------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, plans: Sequence[Plan]) -> list[InfinityConditioning]:
+        """Text of each plan, read once for all its pictures and scales; bits of a given picture."""
+        prompts = self.text.features([plan.request.prompt for plan in plans])
+        return [self._condition(plan, features_TE) for plan, features_TE in zip(plans, prompts, strict=True)]
+
+    def _condition(self, plan: Plan, features_TE: Tensor) -> InfinityConditioning:
+        request = plan.request
+        null = None
+        if any(value != 1 for value in _values(request.guidance, plan.steps)):
+            if request.negative:
+                null_TE = self.text.features([request.negative])[0]
+            else:
+                null_TE = self.transformer.null_text[: len(features_TE)]
+            null = self.transformer.read_text(null_TE[None].to(self.device))
+        prompt = self.transformer.read_text(features_TE[None].to(self.device))
+        return InfinityConditioning(prompt, null, self._prefix(request))
+
+    def _prefix(self, request: GenerationRequest) -> tuple[Tensor, ...]:
+        """Bits of the first scales of the given picture: the share of scales that `init_strength` does not repaint."""
+        if request.init_image is None or request.init_strength is None:
+            return ()
+        assert request.width is not None and request.height is not None
+        schedule = self.schedules[request.height, request.width]
+        picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height)
+        pixels_HW3 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, -1, 3)
+        image_13HW = (pixels_HW3.movedim(-1, 0).float() / 127.5 - 1)[None].to(self.device)
+        latent = self.autoencoder.encode(image_13HW.to(self.autoencoder.encoder.conv_in.weight.dtype)).float()
+        scales = round((1 - request.init_strength) * len(schedule))
+        return tuple(quantize(latent, schedule.latent_grids(self.config.patchify)).bits[:scales])
+
+    def begin(self, plan: Plan, conditioning: InfinityConditioning, image: int) -> InfinityState:
+        request = plan.request
+        assert request.seed is not None and request.width is not None and request.height is not None
+        schedule = self.schedules[request.height, request.width]
+        height, width = schedule.latent_grids(self.config.patchify)[-1]
+        seed = request.seed + image
+        tokens = conditioning.prompt.keys_values[0][0].shape[2]
+        return InfinityState(
+            request=request,
+            seed=seed,
+            schedule=schedule,
+            conditioning=conditioning,
+            guidance=_values(request.guidance, len(schedule)),
+            temperature=_values(request.temperature, len(schedule)),
+            costs=self._costs(request, schedule, tokens),
+            generator=torch.Generator().manual_seed(seed),
+            sum_kHW=torch.zeros(self.autoencoder.config.bits, height, width, device=self.device),
+        )
+
+    # ---- step -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[InfinityState]) -> None:
+        """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
+        company = self._company(states)
+        schedule, scale = states[0].schedule, states[0].scale
+        rows = (*company.states, *company.guided)
+        inputs = [state.inputs_nK for state in rows if state.inputs_nK is not None]
+        inputs_RnK = torch.stack(inputs) if inputs else None
+        layer = states[0].request.guidance_layer or 0
+        guided_now = any(state.guidance[scale] != 1 for state in company.guided)
+        inside = LayerGuidance(self.config.depth + layer, self._column(company.guided, "guidance", scale)) \
+            if layer and guided_now else None  # fmt: skip
+        logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
+        logits_BnV = self._guided(logits_RnV, company, scale, mixed_already=inside is not None)
+        bits_BnK = self._draw(logits_BnV, states)
+        self._advance(states, bits_BnK)
+
+    def _company(self, states: Sequence[InfinityState]) -> Company:
+        """The company these states already are, or a new one whose cache holds their rows."""
+        old = states[0].company
+        guided = tuple(state for state in states if state.doubled)
+        if old is not None and old.states == tuple(states) and old.guided == guided:
+            return old
+        texts = [state.conditioning.prompt for state in states]
+        texts += [state.conditioning.null for state in guided if state.conditioning.null is not None]
+        rows = [state.prompt_row for state in states] + [state.null_row for state in guided]
+        known = [row for row in rows if row is not None]
+        schedule, scale = states[0].schedule, states[0].scale
+        if len(known) == len(rows):
+            cache = gather(known, schedule.starts[scale])
+        else:
+            cache = self.transformer.empty_cache(len(rows), schedule)
+        company = Company(tuple(states), guided, join_text(texts), cache)
+        for index, state in enumerate(states):
+            state.company, state.prompt_row, state.null_row = company, CacheRow(cache, index), None
+        for index, state in enumerate(guided):
+            state.null_row = CacheRow(cache, len(states) + index)
+        return company
+
+    def _guided(self, logits_RnV: Tensor, company: Company, scale: int, *, mixed_already: bool) -> Tensor:
+        """Logits of every picture after temperature and guidance."""
+        count = len(company.states)
+        logits_BnV = logits_RnV[:count] / self._column(company.states, "temperature", scale)
+        mixing = [state for state in company.guided if state.guidance[scale] != 1]
+        if not mixing or mixed_already:
+            return logits_BnV
+        chosen = [company.states.index(state) for state in mixing]
+        nulls = [count + company.guided.index(state) for state in mixing]
+        null_BnV = logits_RnV[nulls] / self._column(mixing, "temperature", scale)
+        logits_BnV[chosen] = guide(logits_BnV[chosen], null_BnV, self._column(mixing, "guidance", scale))
+        return logits_BnV
+
+    def _draw(self, logits_BnV: Tensor, states: Sequence[InfinityState]) -> Tensor:
+        tokens, bits = logits_BnV.shape[1], logits_BnV.shape[2] // 2
+        noise_BnV = torch.stack([exponential_noise(tokens, bits, state.generator) for state in states])
+        top_k = torch.tensor([state.request.top_k or 0 for state in states], device=self.device)[:, None, None]
+        top_p = torch.tensor([state.request.top_p or 0.0 for state in states], device=self.device)[:, None, None]
+        return choose_bits(logits_BnV, noise_BnV.to(self.device), top_k, top_p)
+
+    def _advance(self, states: Sequence[InfinityState], bits_BnK: Tensor) -> None:
+        """Add the scale's codes to every picture's sum and prepare the next scale's inputs."""
+        schedule, scale, patchify = states[0].schedule, states[0].scale, self.config.patchify
+        grids = schedule.latent_grids(patchify)
+        bits_Bkhw = from_tokens(bits_BnK.to(torch.uint8), schedule.grids[scale], patchify).bool()
+        for index, state in enumerate(states):
+            if scale < len(state.conditioning.prefix):
+                bits_Bkhw[index] = state.conditioning.prefix[scale][0]
+        sum_BkHW = torch.stack([state.sum_kHW for state in states]) + enlarge(codes(bits_Bkhw), grids[-1])
+        last = scale + 1 == len(schedule)
+        inputs_BnK = None if last else to_tokens(enlarge(sum_BkHW, grids[scale + 1]), patchify)
+        for index, state in enumerate(states):
+            state.sum_kHW = sum_BkHW[index]
+            state.inputs_nK = None if inputs_BnK is None else inputs_BnK[index]
+            state.scale += 1
+            if last:  # nothing will attend to these any more
+                state.company = state.prompt_row = state.null_row = None
+
+    def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
+        """A per-picture setting of this scale as `[B,1,1]`."""
+        return torch.tensor([getattr(state, name)[scale] for state in states], device=self.device)[:, None, None]
+
+    # ---- pixels -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def preview(self, state: InfinityState) -> Image.Image:
+        """The sum of codes so far, decoded on at most 32 cells of its longer edge."""
+        sum_1kHW = state.sum_kHW[None]
+        height, width = sum_1kHW.shape[-2:]
+        factor = min(1.0, _PREVIEW_CELLS / max(height, width))
+        grid = (max(1, round(height * factor)), max(1, round(width * factor)))
+        return self._pictures(shrink(sum_1kHW, grid))[0]
+
+    def decode(self, states: Sequence[InfinityState]) -> Iterator[Output]:
+        """Finished sums to pictures, as many at once as make about half a megapixel."""
+        height, width = states[0].sum_kHW.shape[-2:] if states else (1, 1)
+        at_once = max(1, _DECODE_PIXELS // (height * width * self.autoencoder.config.stride**2))
+        for start in range(0, len(states), at_once):
+            chunk = states[start : start + at_once]
+            with torch.inference_mode():
+                pictures = self._pictures(torch.stack([state.sum_kHW for state in chunk]))
+            for state, picture in zip(chunk, pictures, strict=True):
+                yield Output(image=picture, seed=state.seed)
+
+    def _pictures(self, sum_BkHW: Tensor) -> list[Image.Image]:
+        weight = self.autoencoder.decoder.conv_in.weight
+        pixels_BHW3 = to_uint8(self.autoencoder.decode(sum_BkHW.to(weight.dtype))).cpu().numpy()
+        return [Image.fromarray(pixels) for pixels in pixels_BHW3]
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _values(value: float | tuple[float, ...] | None, scales: int) -> tuple[float, ...]:
+    assert value is not None
+    return value if isinstance(value, tuple) else (float(value),) * scales
+
+
+def _one_a_scale(request: GenerationRequest, name: str, scales: int) -> None:
+    value = getattr(request, name)
+    if isinstance(value, tuple) and len(value) != scales:
+        raise RequestError(name, value, "one number or a list", f"a list needs {scales} values here, one a scale")

@@ -1,0 +1,137 @@
+"""What Infinity's pipeline passes around: defaults, conditioning, a picture's state, and the company it steps in.
+
+The verbs are in `infinity`. Shapes as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gesso.models.infinity.cache import CacheRow, KeyValueCache
+from gesso.models.infinity.scales import ScaleSchedule
+from gesso.models.infinity.transformer import TextCondition, text_mask
+from gesso.pipelines.contract import Cost
+from gesso.request import GenerationRequest
+
+
+class TextEncoder(Protocol):
+    """Prompts to features `[T,E]` each."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def count(self, prompt: str) -> int: ...
+
+    def features(self, prompts: Sequence[str]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """What a request's blanks are filled with. A tuple has one value a scale."""
+
+    width: int
+    height: int
+    guidance: float | tuple[float, ...] = 3.0
+    temperature: float | tuple[float, ...] = 0.5
+    guidance_layer: int = 0
+    top_k: int = 900
+    top_p: float = 0.97
+    init_strength: float = 0.6
+
+
+@dataclass(frozen=True)
+class InfinityConditioning:
+    """A prompt, and what guidance pushes away from (None where nothing is guided), as single rows.
+
+    `prefix` are the bits `[1,k,h,w]` of the scales that come from a given picture.
+    """
+
+    prompt: TextCondition
+    null: TextCondition | None
+    prefix: tuple[Tensor, ...] = ()
+
+
+@dataclass(eq=False)
+class Company:
+    """Pictures that step together: their rows' text and cache. Rows are [prompts…, nulls of the guided…]."""
+
+    states: tuple[InfinityState, ...]
+    guided: tuple[InfinityState, ...]
+    text: TextCondition
+    cache: KeyValueCache
+
+
+@dataclass(eq=False)
+class InfinityState:
+    """One picture on its way: codes summed so far, and where its keys and values lie."""
+
+    request: GenerationRequest
+    seed: int
+    schedule: ScaleSchedule
+    conditioning: InfinityConditioning
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+    costs: tuple[Cost, ...]
+    generator: torch.Generator
+    sum_kHW: Tensor
+    inputs_nK: Tensor | None = None
+    scale: int = 0
+    company: Company | None = None
+    prompt_row: CacheRow | None = None
+    null_row: CacheRow | None = None
+    last_guided: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_guided = max((i for i, value in enumerate(self.guidance) if value != 1), default=-1)
+
+    @property
+    def total(self) -> int:
+        return len(self.schedule)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.schedule) - self.scale
+
+    @property
+    def cost(self) -> Cost:
+        return self.costs[self.scale]
+
+    @property
+    def doubled(self) -> bool:
+        """Whether a null row runs at this scale: as long as this scale or a later one is guided."""
+        return self.scale <= self.last_guided
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Same scale of the same schedule; guidance inside the network also needs the same rows to be guided."""
+        layer = self.request.guidance_layer
+        inside = (layer, self.doubled, self.doubled and self.guidance[self.scale] != 1) if layer else None
+        return (self.schedule, self.scale, inside)
+
+
+def join_text(texts: Sequence[TextCondition]) -> TextCondition:
+    """Single prompts as one batch, padded at the end and masked where they differ in length."""
+    if len(texts) == 1:
+        return texts[0]
+    lengths = [text.keys_values[0][0].shape[2] for text in texts]
+    longest = max(lengths)
+
+    def pad(x_1HTD: Tensor) -> Tensor:
+        return F.pad(x_1HTD, (0, 0, 0, longest - x_1HTD.shape[2]))
+
+    layers = range(len(texts[0].keys_values))
+    keys_values = [
+        (
+            torch.cat([pad(text.keys_values[layer][0]) for text in texts]),
+            torch.cat([pad(text.keys_values[layer][1]) for text in texts]),
+        )
+        for layer in layers
+    ]
+    pooled_BC = torch.cat([text.pooled_BC for text in texts])
+    return TextCondition(pooled_BC, keys_values, text_mask(lengths, pooled_BC.device))

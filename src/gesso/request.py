@@ -1,0 +1,200 @@
+"""`GenerationRequest`: the only schema. Options, Python calls and metadata are all made from its fields.
+
+Here: the fields, their bounds, their help, and the one conversion from pydantic's errors to `RequestError`.
+Not here: what a particular model allows (its pipeline's `plan` checks that), files, and the command line's spelling.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Self, get_args
+
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from gesso.errors import RequestError
+
+LARGEST_SEED = 2**63 - 1
+LARGEST_COUNT = 2**31 - 1
+
+GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+LONGEST_LIST = 1000  # values; no schedule has more steps, and metadata stays small enough for EXIF
+Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+
+
+class GenerationRequest(BaseModel):
+    """What is asked for: one prompt, any number of pictures. Frozen; `None` means "the model's default".
+
+    Raises:
+        RequestError: on construction, for the first field that cannot be used.
+
+    Example:
+        >>> GenerationRequest(prompt="a red star", seed=7).num_images
+        1
+        >>> GenerationRequest(prompt="")
+        Traceback (most recent call last):
+        ...
+        gesso.errors.RequestError: prompt "" is not text of 1 to 2000 characters
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    prompt: Text = Field(description="What to paint.", min_length=1, max_length=2000)
+    negative: Text = Field(default="", description="What to keep away from.", max_length=2000)
+    model: Text = Field(
+        default="infinity-nano", description="Catalogue name, or path of a checkpoint.", min_length=1, max_length=1000
+    )
+    width: int | None = Field(default=None, description="Pixels; else the model's own.", ge=8, le=16384)
+    height: int | None = Field(default=None, description="Pixels; else the model's own.", ge=8, le=16384)
+    num_images: int = Field(default=1, description="Pictures of each prompt.", ge=1, le=10_000)
+    seed: int | None = Field(
+        default=None, description="Picture i uses seed + i; else drawn by chance.", ge=0, le=LARGEST_SEED
+    )
+    guidance: GuidanceScale | tuple[GuidanceScale, ...] | None = Field(
+        default=None, description="How strongly the prompt pulls: one number, or one a step or scale."
+    )
+    guidance_layer: int | None = Field(
+        default=None,
+        description="Infinity: 0 guides the logits, -k the features k blocks before the end.",
+        ge=-1000,
+        le=0,
+    )
+    temperature: Temperature | tuple[Temperature, ...] | None = Field(
+        default=None, description="Autoregressive models: below 1 is safer, above is freer; one number, or one a scale."
+    )
+    top_k: int | None = Field(
+        default=None, description="Sample among the k likeliest values; 0 for all.", ge=0, le=LARGEST_COUNT
+    )
+    top_p: float | None = Field(
+        default=None,
+        description="Sample among the likeliest values that hold this share.",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    init_image: str | None = Field(default=None, description="Picture to start from.", min_length=1, max_length=4096)
+    init_strength: float | None = Field(
+        default=None,
+        description="How much of the starting picture is painted anew; 1 ignores it.",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    deterministic: bool = Field(
+        default=False, description="The same pixels whatever else is painted at the same time (slower in company)."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _request_error(error) from None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.seed is not None and self.seed + self.num_images - 1 > LARGEST_SEED:
+            raise RequestError("seed", self.seed, "at most 2^63 - 1 less the pictures after the first")
+        if self.init_strength is not None and self.init_image is None:
+            raise RequestError("init_strength", self.init_strength, "usable alone", "name the picture with init_image")
+        for name in ("guidance", "temperature"):
+            values = getattr(self, name)
+            if isinstance(values, tuple) and not 1 <= len(values) <= LONGEST_LIST:
+                raise RequestError(name, values, f"one number, or 1 to {LONGEST_LIST} of them")
+        return self
+
+
+def parse_request(values: Mapping[str, object]) -> GenerationRequest:
+    """A request from a mapping of field names (JSON, a row, options).
+
+    Raises:
+        RequestError: the first field that is unknown or cannot be used, with what is allowed.
+
+    Example:
+        >>> parse_request({"prompt": "a ring", "num_images": 2}).num_images
+        2
+    """
+    return GenerationRequest.model_validate(dict(values))
+
+
+def allowed_values(field: str) -> str:
+    """The allowed values of a request's field in words ("1 to 10000"), "" where the type says it all.
+
+    Example:
+        >>> allowed_values("num_images")
+        '1 to 10000'
+    """
+    information = GenerationRequest.model_fields[field]
+    low, high, opened = "", "", False
+    for bound in _constraints((*information.metadata, information.annotation)):
+        match bound:
+            case Ge(ge=value) | MinLen(min_length=value):
+                low = str(value)
+            case Gt(gt=value):
+                low, opened = str(value), True
+            case Le(le=value) | MaxLen(max_length=value):
+                high = str(value).replace(str(LARGEST_SEED), "2^63 - 1").replace(str(LARGEST_COUNT), "2^31 - 1")
+            case _:
+                pass
+    unit = " characters" if _is_text(information.annotation) else ""
+    if opened:
+        return f"above {low} and at most {high}{unit}"
+    if high:
+        return f"{low} to {high}{unit}" if low else f"at most {high}{unit}"
+    return ""
+
+
+def _constraints(parts: Sequence[object]) -> Iterator[object]:
+    """Every bound among `parts` and inside them: pydantic nests those of a union's members in its type."""
+    for part in parts:
+        yield part
+        yield from _constraints(getattr(part, "metadata", []) if not get_args(part) else get_args(part))
+
+
+def _is_text(annotation: object) -> bool:
+    return annotation is str or any(_is_text(part) for part in get_args(annotation))
+
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _type_words(annotation: object) -> str:
+    for kind, words in _TYPE_WORDS.items():
+        if annotation is kind or any(_type_words(part) == words for part in get_args(annotation)):
+            return words
+    return ""
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    """The first of pydantic's complaints in our words; bounds and names come from the fields, not from its texts."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return RequestError("request", first["input"], "a mapping of field names to values")
+    field = str(first["loc"][0])
+    if field not in GenerationRequest.model_fields:
+        known = list(GenerationRequest.model_fields)
+        near = get_close_matches(field, known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
+        return RequestError("field", field, "a field of a request", hint)
+    if first["type"] == "missing":
+        return RequestError(field, "", "given", "every request needs it")
+    return RequestError(field, first["input"], _allowed_sentence(field))
+
+
+def _allowed_sentence(field: str) -> str:
+    """What may stand in a field, as it completes "width 5 is not …": "a whole number from 8 to 16384"."""
+    kind = _type_words(GenerationRequest.model_fields[field].annotation)
+    words = allowed_values(field)
+    if kind == "text":
+        return f"text of {words}"
+    joint = "" if not words or words.startswith(("above", "at most")) else "from "
+    return f"{kind} {joint}{words}".strip()

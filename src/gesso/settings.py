@@ -1,0 +1,135 @@
+"""Settings: where each value comes from, in one place.
+
+Flag > environment (GESSO_…) > gesso.toml in the working folder > the user's file > default. The user's file is
+`gesso/config.toml` in the configuration folder (XDG_CONFIG_HOME, else ~/.config). Here: the fields and their sources.
+Not here: a request's own fields, which are never settings. Variables of other projects (HF_TOKEN, HF_HOME, …) keep
+their meaning and are read by the libraries they belong to.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gesso.errors import FileError, RequestError
+
+PROJECT_FILE = Path("gesso.toml")
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gesso"
+
+
+def user_file() -> Path:
+    """Where the user's own settings lie, whether or not the file exists."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gesso" / "config.toml"
+
+
+class Settings(BaseSettings):
+    """What a person or a machine sets once. Every field has a default that works."""
+
+    model_config = SettingsConfigDict(env_prefix="GESSO_", extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=_default_home, description="Folder of weights, adapters and calibration.")
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps; else the best there is.")
+    output: Path = Field(default=Path("gesso-output"), description="Folder that pictures go to.")
+    offline: bool = Field(default=False, description="Never reach for the network; what is missing is an error.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Puts the two files after the environment; there is no .env file and no folder of secrets."""
+        project, user = (TomlConfigSettingsSource(settings_cls, toml_file=path) for path in (PROJECT_FILE, user_file()))
+        return init_settings, env_settings, project, user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting as `gesso config` shows it."""
+
+    name: str
+    value: object
+    source: str
+    description: str
+
+
+def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
+    """The settings in force.
+
+    Args:
+        flags: values given on the command line; None values count as not given.
+
+    Raises:
+        FileError: a settings file is no TOML, or cannot be read.
+        RequestError: a value cannot be used, or a file names a setting that does not exist.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        return Settings(**given)  # pyright: ignore[reportArgumentType]  # values are checked by pydantic
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        if name not in Settings.model_fields:
+            near = get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"settings: {', '.join(Settings.model_fields)}"
+            raise RequestError("setting", name, f"a setting (in {_holder(name)})", hint) from error
+        allowed = Settings.model_fields[name].description or ""
+        raise RequestError(name, first["input"], f"usable: {allowed}", f"set in {_holder(name)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise FileError(_broken_file(), f"is no TOML ({error})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(_broken_file(), f"cannot be read ({error})") from error
+
+
+def explain_settings(flags: Mapping[str, object] | None = None) -> list[Setting]:
+    """Every setting, its value and where it came from."""
+    settings = load_settings(flags)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    return [
+        Setting(
+            name=name, value=getattr(settings, name), source=_holder(name, given), description=field.description or ""
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _holder(name: str, flags: Mapping[str, object] | None = None) -> str:
+    """The first source, in order of strength, that gives this setting."""
+    sources: list[tuple[str, PydanticBaseSettingsSource]] = [
+        ("flag", InitSettingsSource(Settings, dict(flags or {}))),
+        (f"environment GESSO_{name.upper()}", EnvSettingsSource(Settings, env_prefix="GESSO_")),
+        (str(PROJECT_FILE), TomlConfigSettingsSource(Settings, toml_file=PROJECT_FILE)),
+        (str(user_file()), TomlConfigSettingsSource(Settings, toml_file=user_file())),
+    ]
+    return next((label for label, source in sources if name in source()), "default")
+
+
+def _broken_file() -> Path:
+    """Which of the two files cannot be parsed; asked only after one could not."""
+    for path in (PROJECT_FILE, user_file()):
+        try:
+            with path.open("rb") as stream:
+                tomllib.load(stream)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return path
+    return user_file()

@@ -1,0 +1,44 @@
+"""A trained model as files: bfloat16 safetensors, a configuration, and a manifest of digests.
+
+Written aside and renamed as a whole folder. `weights/loading` reads what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gesso.errors import RunError
+from gesso.weights import manifest
+
+
+def save_model(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: Mapping[str, object],
+    facts: Mapping[str, object],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write `<part>.safetensors` for each part, `config.json`, `training.json` and `manifest.json`."""
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        for part, state in parts.items():
+            tensors = {name: value.detach().to(dtype).contiguous() for name, value in state.items()}
+            save_file(tensors, aside / f"{part}.safetensors")
+        (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (aside / "training.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+        (aside / "manifest.json").write_text(json.dumps(manifest.make(aside), indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunError(f"model {folder} could not be written: {error}") from error
+

@@ -1,0 +1,179 @@
+"""The task of training an Infinity transformer (with a word encoder) on a world's pictures, with self-correction.
+
+Not here: the loop (`loop`), the loss (`infinity_loss`), the networks (`models/infinity`), generation (`pipelines/infinity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gesso.models.infinity.correction import draw_flips, training_tokens
+from gesso.models.infinity.initialization import InitialScales, initialize
+from gesso.models.infinity.scales import ScaleSchedule
+from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer, scale_mask
+from gesso.models.word_encoder import PAD, UNKNOWN, WordEncoder, WordEncoderConfig
+from gesso.pipelines.infinity import InfinityPipeline
+from gesso.pipelines.infinity_state import GenerationDefaults
+from gesso.request import GenerationRequest
+from gesso.training.export import save_model
+from gesso.training.infinity_loss import bitwise_loss, scale_weights
+from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet, to_tensor
+from gesso.weights.infinity import load_tokenizer
+
+SAMPLE_PROMPTS = (
+    "a large red circle on a white background",
+    "a small blue star on a yellow background",
+    "three green hearts on a black background",
+    "a red square to the left of a blue circle on a white background",
+    "a yellow star above a purple ring on a black background",
+    "four orange diamonds on a blue background",
+    "two white crosses on a red background",
+    "a green triangle to the left of an orange heart on a purple background",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfinitySettings:
+    """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model."""
+
+    network: InfinityConfig
+    text: WordEncoderConfig
+    tokenizer: str
+    schedule: ScaleSchedule
+    side: int
+    flip_strength: float = 0.2
+    flip_scales: int = 6
+    condition_drop: float = 0.1
+    unknown_share: float = 0.02
+    reweight: bool = True
+    held_out: int = 128
+    scales: InitialScales = field(default_factory=lambda: InitialScales(gate=1.0))
+    generation: tuple[tuple[str, object], ...] = ()
+
+
+class InfinityNetwork(nn.Module):
+    """Word encoder and transformer as one module, so that both are trained, averaged and compiled together."""
+
+    def __init__(self, settings: InfinitySettings) -> None:
+        super().__init__()
+        self.text = WordEncoder(settings.text)
+        self.transformer = InfinityTransformer(settings.network)
+        self.schedule = settings.schedule
+        initialize(self.transformer, settings.scales)
+
+    def forward(self, ids_BT: Tensor, dropped_B: Tensor, inputs_BLK: Tensor, mask_LL: Tensor) -> Tensor:
+        """Logits `[B,L,2K]`."""
+        features_BTE = self.transformer.drop_text(self.text(ids_BT).float(), dropped_B)
+        text = self.transformer.read_text(features_BTE, ids_BT != PAD)
+        return self.transformer(inputs_BLK, text, self.schedule, mask_LL)
+
+
+class InfinityTask:
+    """Predict the bits of every scale from the scales before it, some of whose bits are wrong."""
+
+    def __init__(self, settings: InfinitySettings, batch: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.settings, self.batch, self.seed = settings, batch, seed
+        self.network = InfinityNetwork(settings)
+        self.tokenizer = load_tokenizer(Path(settings.tokenizer))
+        self.grids = settings.schedule.latent_grids(settings.network.patchify)
+        self.mask_LL = scale_mask(settings.schedule)
+        self.weights_L = scale_weights(settings.schedule) if settings.reweight else None
+
+    def heavy_modules(self) -> list[nn.Module]:
+        return [self.network, self.tokenizer.encoder]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bitwise cross entropy of this step's batch."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        image, captions = scenes_of_step(step, self.batch, settings.side, self.seed)
+        with torch.no_grad():
+            latent = self.tokenizer.encode(image).float()
+        flips = draw_flips(
+            latent, self.grids, strength=settings.flip_strength, scales=settings.flip_scales, generator=generator
+        )
+        tokens = training_tokens(latent, self.grids, flips, patchify=settings.network.patchify)
+        ids_BT = self._ids(captions, generator)
+        dropped_B = torch.rand(len(ids_BT), generator=generator) < settings.condition_drop
+        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.mask_LL)
+        loss = bitwise_loss(logits, tokens.labels_BLK, self.weights_L)
+        right = _bits(logits) == tokens.labels_BLK
+        return loss, {"bit_accuracy": right.float().mean()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and bit accuracy on held-out scenes without flips, over all and by scale."""
+        image, captions = held_out_scenes(self.settings.held_out, self.settings.side)
+        tokens = training_tokens(self.tokenizer.encode(image).float(), self.grids)
+        ids_BT = self.network.text.token_ids(captions)
+        dropped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
+        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.mask_LL)
+        right_BLK = _bits(logits) == tokens.labels_BLK
+        figures = {
+            "validation_loss": float(bitwise_loss(logits, tokens.labels_BLK)),
+            "bit_accuracy": float(right_BLK.float().mean()),
+        }
+        starts = self.settings.schedule.starts
+        for scale in range(len(self.settings.schedule)):
+            part = right_BLK[:, starts[scale] : starts[scale + 1]]
+            figures[f"bit_accuracy_{scale:02d}"] = float(part.float().mean())
+        return figures
+
+    def samples(self) -> Image.Image:
+        """Rows: prompts; columns: seeds."""
+        side = self.settings.side
+        pipeline = InfinityPipeline(
+            transformer=self.network.transformer,
+            autoencoder=self.tokenizer,
+            text=self.network.text,
+            schedules={(side, side): self.settings.schedule},
+            defaults=GenerationDefaults(width=side, height=side, **dict(self.settings.generation)),  # type: ignore[arg-type]
+            name="in training",
+            digest="",
+        )
+        return sheet([_paint(pipeline, GenerationRequest(prompt=prompt, seed=0, num_images=6)) for prompt in SAMPLE_PROMPTS])
+
+    def export(self, folder: Path, facts: Mapping[str, object]) -> None:
+        settings = self.settings
+        config = {
+            "family": "infinity",
+            "network": asdict(settings.network),
+            "text": asdict(settings.text),
+            "tokenizer": asdict(self.tokenizer.config),
+            "schedules": {f"{settings.side}x{settings.side}": asdict(settings.schedule)},
+            "generation": {"width": settings.side, "height": settings.side, **dict(settings.generation)},
+        }
+        parts = {
+            "transformer": self.network.transformer.state_dict(),
+            "text": self.network.text.state_dict(),
+            "tokenizer": self.tokenizer.state_dict(),
+        }
+        save_model(folder, parts, config, facts)
+
+    def _ids(self, captions: list[str], generator: torch.Generator) -> Tensor:
+        """Token ids, always as wide as the encoder is long, with some words made unknown."""
+        ids_BT = self.network.text.token_ids(captions, self.settings.text.length)
+        hidden = torch.rand(ids_BT.shape, generator=generator) < self.settings.unknown_share
+        return torch.where(hidden & (ids_BT > UNKNOWN + 1), UNKNOWN, ids_BT)
+
+
+def _paint(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tensor]:
+    """All pictures of a request as one batch, `[3,H,W]` each: the six verbs in a plain loop."""
+    plan = pipeline.plan(request)
+    conditioning = pipeline.encode([plan])[0]
+    states = [pipeline.begin(plan, conditioning, image) for image in range(request.num_images)]
+    for _ in range(plan.steps):
+        pipeline.step(states)
+    return [to_tensor(np.asarray(output.image)[None])[0] for output in pipeline.decode(states)]
+
+
+def _bits(logits_BLV: Tensor) -> Tensor:
+    zero, one = logits_BLV.detach().unflatten(-1, (-1, 2)).unbind(-1)
+    return one > zero

@@ -1,0 +1,41 @@
+"""Infinity's loss: every bit is a question of two answers. Not here: the network, the optimizer.
+
+Source: Infinity, section 3.2 (infinite-vocabulary classifier). Shapes: B batch, L tokens of all scales, K bits a token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gesso.models.infinity.scales import ScaleSchedule
+
+
+def bitwise_loss(logits_BLV: Tensor, labels_BLK: Tensor, weights_L: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of a bit in nats, a scalar; `weights_L` (sum 1, see `scale_weights`) weighs the tokens.
+
+    `logits_BLV` is `[B,L,2K]`, pairs of (zero, one); `labels_BLK` bool.
+    """
+    tokens_BL = token_losses(logits_BLV, labels_BLK)
+    return tokens_BL.mean() if weights_L is None else (tokens_BL * weights_L).sum(dim=-1).mean()
+
+
+def token_losses(logits_BLV: Tensor, labels_BLK: Tensor) -> Tensor:
+    """Cross entropy of each token, float32 `[B,L]`, mean over its bits.
+
+    Two-way cross entropy depends only on the difference of the two logits, which spares half of the memory.
+    """
+    zero, one = logits_BLV.unflatten(-1, (-1, 2)).unbind(-1)
+    bits_BLK = F.binary_cross_entropy_with_logits((one - zero).float(), labels_BLK.float(), reduction="none")
+    return bits_BLK.mean(dim=-1)
+
+
+def scale_weights(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:
+    """Weight of every token, float32 `[L]` with sum 1, proportional to 1/sqrt(area of its scale).
+
+    With it the many tokens of fine scales do not drown the few that decide what the picture is of.
+    """
+    areas = torch.tensor([height * width for height, width in schedule.grids])
+    weights_L = torch.repeat_interleave(areas.float().rsqrt(), areas)
+    return (weights_L / weights_L.sum()).to(device)

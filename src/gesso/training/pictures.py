@@ -1,0 +1,47 @@
+"""Batches of a synthetic world as tensors, and sheets of pictures. Not here: what a world draws (`worlds/`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gesso.worlds import shapes
+
+HELD_OUT_FROM = 2**40  # seeds that no training step reaches
+
+
+def scenes_of_step(step: int, count: int, side: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Pictures `[B,3,side,side]` in [-1,1] and captions of one training step; a function of its arguments only."""
+    pictures, captions, _ = shapes.batch(seed * 2**33 + step * count, count, side, training=True)
+    return to_tensor(pictures), captions
+
+
+def held_out_scenes(count: int, side: int) -> tuple[Tensor, list[str]]:
+    """Pictures and captions of scenes whose combinations training never sees."""
+    scenes = [shapes.held_out_scene(HELD_OUT_FROM + index) for index in range(count)]
+    captions = [shapes.caption(scene, HELD_OUT_FROM + index) for index, scene in enumerate(scenes)]
+    return to_tensor(shapes.draw(scenes, side)), captions
+
+
+def to_tensor(pictures_BHW3: np.ndarray) -> Tensor:
+    """Bytes `[B,H,W,3]` to `[B,3,H,W]` in [-1,1]."""
+    return torch.from_numpy(pictures_BHW3).movedim(-1, 1).float() / 127.5 - 1
+
+
+def sheet(rows: Sequence[Sequence[Tensor]], scale: int = 2) -> Image.Image:
+    """Pictures `[3,H,W]` in [-1,1], laid out in rows with a thin gap."""
+    height, width = rows[0][0].shape[-2:]
+    gap = 2
+    columns = max(len(row) for row in rows)
+    canvas = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(0, -1).numpy()
+            top, left = y * (height + gap), x * (width + gap)
+            canvas[top : top + height, left : left + width] = pixels
+    image = Image.fromarray(canvas)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

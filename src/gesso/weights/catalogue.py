@@ -1,0 +1,135 @@
+"""Every model by name: its family, where its files lie, its licence and defaults. Data, and the look-up.
+
+A name is one of the catalogue's, or the path of a folder with a model in it. Not here: reading tensors (`files`),
+putting a model together (`engine/loading`). Fetching is not done here yet: a missing model names the command.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gesso.errors import FileError, RequestError
+from gesso.settings import load_settings
+
+Layout = Literal["gesso", "infinity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model. `folder` holds its files; `files` are what must lie there, `size` their bytes where known.
+
+    `layout` says how they are named: by our trainers, or as Infinity's authors publish them.
+    """
+
+    name: str
+    family: str
+    description: str
+    licence: str
+    source: str
+    folder: Path
+    layout: Layout
+    files: tuple[str, ...]
+    size: int | None = None
+    fetch: str = ""
+    defaults: dict[str, object] = field(default_factory=dict)
+
+    def missing_files(self) -> list[str]:
+        """Which of `files` do not lie in `folder`."""
+        return [name for name in self.files if not (self.folder / name).exists()]
+
+
+ZOO = Path(__file__).parent.parent / "zoo"
+_OWN_FILES = ("config.json", "manifest.json", "transformer.safetensors", "text.safetensors", "tokenizer.safetensors")
+_NANO = ("infinity-nano",)
+
+# name -> (description, transformer, tokenizer, pixels of the default size's edge)
+_PUBLISHED: dict[str, tuple[str, str, str, int]] = {
+    "infinity-2b": ("Infinity 2B, 1 megapixel", "infinity_2b_reg.pth", "infinity_vae_d32_reg.pth", 1024),
+    "infinity-8b": ("Infinity 8B, 1 megapixel", "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", 1024),
+    "infinity-8b-512": (
+        "Infinity 8B, 0.25 megapixels", "infinity_8b_512x512_weights", "infinity_vae_d56_f8_14_patchify.pth", 512,
+    ),
+}  # fmt: skip
+_TEXT_FOLDER = "flan-t5-xl"
+
+
+def names() -> list[str]:
+    """All names, what ships with Gesso first."""
+    return [*_NANO, *_PUBLISHED]
+
+
+def find(name_or_path: str) -> Entry:
+    """The entry of a name, or one made for the folder of a model.
+
+    Raises RequestError for an unknown name (with the nearest ones), FileError for a path that holds no model.
+    """
+    if name_or_path in _NANO:
+        return _of_folder(ZOO / name_or_path, name_or_path)
+    if name_or_path in _PUBLISHED:
+        return _published(name_or_path)
+    looks_like_path = "/" in name_or_path or "\\" in name_or_path or name_or_path.startswith((".", "~"))
+    if looks_like_path or Path(name_or_path).is_dir():
+        return _of_folder(Path(name_or_path).expanduser(), name_or_path)
+    near = difflib.get_close_matches(name_or_path, names(), n=2)
+    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RequestError("model", name_or_path, "a known model", f"{suggestion}(gesso models lists {len(names())})")
+
+
+def _of_folder(folder: Path, name: str) -> Entry:
+    """A model of our own layout, described by its `config.json`."""
+    config = read_config(folder)
+    family = str(config.get("family"))
+    if family != "infinity":
+        raise FileError(folder, f"holds a model of the family {family}", "only infinity can be painted with")
+    shipped = folder.parent == ZOO
+    generation = config.get("generation")
+    return Entry(
+        name=name,
+        family=family,
+        description=str(config.get("description", "trained with gesso train")),
+        licence="Apache-2.0" if shipped else "yours",
+        source="ships with gesso" if shipped else "local folder",
+        folder=folder,
+        layout="gesso",
+        files=_OWN_FILES,
+        size=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        defaults=dict(generation) if isinstance(generation, dict) else {},
+    )
+
+
+def _published(name: str) -> Entry:
+    description, transformer, tokenizer, edge = _PUBLISHED[name]
+    folder = load_settings().home / "weights" / name
+    return Entry(
+        name=name,
+        family="infinity",
+        description=description,
+        licence="MIT",
+        source="FoundationVision/Infinity, google/flan-t5-xl",
+        folder=folder,
+        layout="infinity",
+        files=(transformer, tokenizer, _TEXT_FOLDER),
+        fetch=f"hf download FoundationVision/Infinity --include '{transformer}*' '{tokenizer}' --local-dir {folder} "
+        f"&& hf download google/flan-t5-xl --local-dir {folder / _TEXT_FOLDER}",
+        defaults={"width": edge, "height": edge, "guidance": 3.0, "temperature": 0.5 if "2b" in name else 1.0},
+    )
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """A model folder's `config.json`. Raises FileError where there is none, or it is no object."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise FileError(folder, "no such folder", "name a model of the catalogue or a folder with one")
+    if not path.is_file():
+        raise FileError(folder, "holds no model (no config.json)", "name a folder that gesso train has exported")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FileError(path, "is not JSON", "fetch or export the model again") from error
+    if not isinstance(config, dict):
+        raise FileError(path, "is not a configuration", "fetch or export the model again")
+    return config

@@ -1,0 +1,106 @@
+"""Infinity's networks from files: ours, and those its authors publish. Strict by name and shape.
+
+Not here: which files (`catalogue`), pipelines (`engine/loading`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gesso.errors import FileError, WeightsError
+from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
+from gesso.models.infinity.checkpoint import (
+    autoencoder_state,
+    infer_autoencoder_config,
+    infer_transformer_config,
+    transformer_state,
+)
+from gesso.models.infinity.scales import ScaleSchedule
+from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
+from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
+from gesso.weights import manifest
+from gesso.weights.catalogue import read_config
+from gesso.weights.files import fill, read_tensors
+
+Config = TypeVar("Config", AutoencoderConfig, InfinityConfig, WordEncoderConfig, ScaleSchedule)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_tokenizer(folder: Path) -> Autoencoder:
+    """The tokenizer of an exported folder (of a tokenizer alone, or of a whole model), in float32."""
+    config = read_config(folder)
+    part = "tokenizer" if "tokenizer" in config else "network"
+    manifest.verify(folder, ("tokenizer.safetensors",))
+    return _load_own(folder, "tokenizer", Autoencoder, parse(AutoencoderConfig, config.get(part), folder))
+
+
+def load_transformer(folder: Path) -> InfinityTransformer:
+    """The transformer of an exported folder, in float32."""
+    return _load_own(
+        folder, "transformer", InfinityTransformer, parse(InfinityConfig, read_config(folder).get("network"), folder)
+    )
+
+
+def load_word_encoder(folder: Path) -> WordEncoder:
+    """The word encoder of an exported folder, in float32."""
+    return _load_own(
+        folder, "text", WordEncoder, parse(WordEncoderConfig, read_config(folder).get("text"), folder)
+    )
+
+
+def load_published_transformer(path: Path, *, patchify: bool = False) -> InfinityTransformer:
+    """A published transformer, a file or a folder of shards; its sizes are read off the tensors."""
+    published = read_tensors(path, keys=("gpt_fsdp",))
+    try:
+        state = transformer_state(published)
+        config = infer_transformer_config(state, patchify=patchify)
+    except (KeyError, ValueError) as error:
+        raise WeightsError(path, detail=f"not an Infinity transformer (no {error})") from error
+    return _filled(InfinityTransformer, config, state, path)
+
+
+def load_published_tokenizer(path: Path) -> Autoencoder:
+    """A published tokenizer (`vae` or `ema` in a `.pth`); its sizes are read off the tensors."""
+    published = read_tensors(path, keys=("vae", "ema"))
+    try:
+        state = autoencoder_state(published)
+        config = infer_autoencoder_config(state)
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(path, detail=f"not an Infinity tokenizer (no {error})") from error
+    return _filled(Autoencoder, config, state, path)
+
+
+def parse(kind: type[Config], values: object, source: Path) -> Config:
+    """A configuration from JSON values: lists become tuples, unknown and missing fields are errors."""
+    if not isinstance(values, Mapping):
+        raise FileError(source, f"its configuration lacks a {kind.__name__}", "export the model again")
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise FileError(source, f"its configuration has unknown fields: {', '.join(unknown)}", "use a newer gesso")
+    try:
+        return kind(**{name: _tuples(value) for name, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise FileError(source, f"its configuration is unusable: {error}", "export the model again") from error
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config: Config) -> Network:
+    path = folder / f"{part}.safetensors"
+    return _filled(make, config, read_tensors(path), path)
+
+
+def _filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
+    """The network in float32 and evaluation mode, filled without making its memory twice."""
+    with torch.device("meta"):
+        network = make(config)
+    fill(network, {name: value.float() for name, value in state.items()}, source)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,87 @@
+"""Walking a folder for goldens and checking each by its family and kind.
+
+A kind or family without a check here is a row "not yet", which is no failure. A golden that cannot be read, or whose
+check compared nothing, is a failure with its reason. Not here: the table (`__main__`), the checks (`infinity_*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tests.golden import (
+    infinity_filtering,
+    infinity_generation,
+    infinity_pictures,
+    infinity_rotary,
+    infinity_tokenizer,
+    infinity_training,
+)
+from tests.golden.comparison import Comparison
+from tests.golden.side_car import BrokenGoldenError, Golden, NotYetError, read_golden
+
+Check = Callable[[Golden, Comparison], None]
+CHECKS: dict[tuple[str, str], Check] = {
+    ("infinity", "a"): infinity_tokenizer.check_quantizer,
+    ("infinity", "b"): infinity_tokenizer.check_autoencoder,
+    ("infinity", "c"): infinity_training.check_correction,
+    ("infinity", "d"): infinity_training.check_training,
+    ("infinity", "e"): infinity_generation.check_generation,
+    ("infinity", "f"): infinity_rotary.check_rotary,
+    ("infinity", "g"): infinity_filtering.check_filtering,
+    ("infinity", "j"): infinity_pictures.check_pictures,
+}
+_NAMED_FAILURES = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `error` and `tolerance` are of the comparison nearest to its limit, or farthest beyond."""
+
+    file: str
+    kind: str
+    outcome: Literal["yes", "no", "not yet"]
+    error: float | None = None
+    tolerance: float | None = None
+    note: str = ""
+
+
+def run(folder: Path) -> Iterator[Row]:
+    """A row for every golden below `folder`, in order of path; JSON files that are no side-cars are passed over."""
+    for path in sorted(folder.rglob("*.json")):
+        file = str(path.relative_to(folder).with_suffix(""))
+        try:
+            golden = read_golden(path)
+        except BrokenGoldenError as error:
+            yield Row(file, "?", "no", note=str(error))
+            continue
+        if golden is not None:
+            yield _row(file, golden)
+
+
+def _row(file: str, golden: Golden) -> Row:
+    kind = f"{golden.family} {golden.kind}"
+    check = CHECKS.get((golden.family, golden.letter))
+    if check is None:
+        return Row(file, kind, "not yet")
+    comparison = Comparison()
+    try:
+        check(golden, comparison)
+    except NotYetError as reason:
+        return Row(file, kind, "not yet", note=str(reason))
+    except BrokenGoldenError as reason:
+        return Row(file, kind, "no", note=str(reason))
+    except Exception as error:  # whatever the product raises is this golden's failure, and the others still count
+        return Row(file, kind, "no", note=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    if not comparison.findings:
+        return Row(file, kind, "no", note="nothing was compared")
+    worst, failures = comparison.worst, comparison.failures
+    if failures:
+        named = "; ".join(str(finding) for finding in failures[:_NAMED_FAILURES])
+        more = len(failures) - _NAMED_FAILURES
+        note = named + (f"; and {more} more" if more > 0 else "")
+    else:
+        note = f"{len(comparison.findings)} comparisons; nearest to its limit: {worst.name}"
+    return Row(file, kind, "no" if failures else "yes", worst.error, worst.tolerance, note)

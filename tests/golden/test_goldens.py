@@ -1,0 +1,44 @@
+"""The goldens in `data/` through the runner, each a test of its own, and what a seed draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gesso.sampling.bits import exponential_noise
+from tests.golden.runner import run
+from tests.golden.side_car import read_golden
+
+DATA = Path(__file__).with_name("data")
+FOLDERS = sorted(path for path in DATA.iterdir() if any(path.glob("*.safetensors")))
+LARGEST_DATA = 12 * 2**20  # of the whole project
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_goldens(folder: Path) -> None:
+    rows = list(run(folder))
+    assert len(rows) == len(list(folder.glob("*.json")))
+    assert {row.file: row.note for row in rows if row.outcome != "yes"} == {}
+
+
+def test_every_kind_of_this_stage_is_among_them() -> None:
+    kinds = {row.kind.split(":")[0] for row in run(DATA / "infinity")}
+    assert kinds == {f"infinity {letter}" for letter in "abcdefgj"}
+
+
+def test_a_seed_draws_what_the_reference_drew() -> None:
+    """The recorded noise of every scale from the recorded seed, by the product's own generator."""
+    golden = read_golden(DATA / "infinity/e_ar_d16_h1.000_sampled_default.json")
+    assert golden is not None
+    generator = torch.Generator().manual_seed(int(str(golden.data["g_seed"])))
+    recorded = [golden.tensors[name] for name in sorted(golden.tensors) if name.endswith(".exp_noise")]
+    assert len(recorded) == 7
+    for noise_1nV in recorded:
+        _, tokens, width = noise_1nV.shape
+        torch.testing.assert_close(exponential_noise(tokens, width // 2, generator)[None], noise_1nV)
+
+
+def test_data_stay_small() -> None:
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < LARGEST_DATA
