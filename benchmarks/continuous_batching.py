@@ -10,18 +10,15 @@ of 1 offers as many pictures a second as the engine paints one after another.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
+from benchmarks.measuring import report
 from gesso.engine import Engine, Job
 from gesso.request import GenerationRequest
 
@@ -104,33 +101,6 @@ def poisson_arrivals(engine: Engine, requests: list[GenerationRequest], rate: fl
         throughput=len(requests) / (ended - started),
         company=statistics.fmean(company for _, company in met),
     )
-
-
-def hardware() -> str:
-    """The processor, how many of it, and the accelerator if PyTorch sees one."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
-    text = f"{name}, {torch.get_num_threads()} threads"
-    return f"{torch.cuda.get_device_name()}; {text}" if torch.cuda.is_available() else text
-
-
-def report(claim: str, measured: float, rival: float, ratio: float, **more: float | str) -> None:
-    """One JSON line."""
-    line = {
-        "claim": claim,
-        "measured": round(measured, 4),
-        "floor_or_rival": round(rival, 4),
-        "ratio": round(ratio, 3),
-        "hardware": hardware(),
-        "date": datetime.now(UTC).date().isoformat(),
-        **{key: round(value, 4) if isinstance(value, float) else value for key, value in more.items()},
-    }
-    print(json.dumps(line), flush=True)
 
 
 def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: int) -> None:

@@ -15,7 +15,6 @@ from gesso.models.infinity.transformer import (
     InfinityTransformer,
     LayerGuidance,
     TextCondition,
-    scale_mask,
     text_mask,
 )
 from gesso.sampling.bits import choose_bits, exponential_noise
@@ -170,7 +169,7 @@ def _check_cache(
         network.step(inputs[scale - 1] if scale else None, text, schedule, scale, cache)
         for scale in range(len(schedule))
     ]
-    at_once = network(torch.cat(inputs, dim=1), text, schedule, scale_mask(schedule))
+    at_once = network(torch.cat(inputs, dim=1), text, network.layout(schedule))
     comparison.close("cached against at once", torch.cat(stepped, dim=1), at_once, 1e-4)
 
 

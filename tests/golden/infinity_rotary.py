@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from gesso.models.infinity.rotary import RotaryMode, positions, rotary_table, rotate
+from gesso.models.infinity.rotary import RotaryMode, positions, rotary_table, rotate, turns
 from gesso.models.infinity.scales import TEMPLATES, ScaleSchedule, schedule
 from tests.golden.comparison import Comparison
 from tests.golden.side_car import BrokenGoldenError, Golden, NotYetError, SideCar, view
@@ -52,7 +52,8 @@ def mode(flag: int) -> RotaryMode:
 
 def _applied(before: Tensor, scales: ScaleSchedule, scale: int) -> Tensor:
     table = rotary_table(scales, before.shape[-1])
-    return rotate(before, table[:, scales.starts[scale] : scales.starts[scale + 1]])
+    turned = rotate(before.transpose(1, 2)[:, :, None], turns(table[:, scales.starts[scale] : scales.starts[scale + 1]]))
+    return turned[:, :, 0].transpose(1, 2)
 
 
 def _schedule(template: str) -> ScaleSchedule:

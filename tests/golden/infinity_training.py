@@ -13,7 +13,7 @@ from gesso.models.infinity.checkpoint import blocks_per_chunk, published_transfo
 from gesso.models.infinity.correction import training_tokens
 from gesso.models.infinity.quantizer import from_tokens
 from gesso.models.infinity.scales import ScaleSchedule, schedule_of_grids
-from gesso.models.infinity.transformer import InfinityTransformer, TextCondition, scale_mask, text_mask
+from gesso.models.infinity.transformer import InfinityTransformer, TextCondition, text_mask
 from gesso.training.infinity_loss import bitwise_loss, scale_weights, token_losses
 from tests.golden.comparison import Comparison
 from tests.golden.infinity_network import TransformerSettings, build_transformer, packed, unpacked
@@ -83,7 +83,7 @@ def check_training(golden: Golden, comparison: Comparison) -> None:
     text = _read_text(golden, comparison, side_car, network)
     seen = _watch_blocks(network)
     inputs, labels = golden.tensor("x_BLC_wo_prefix"), golden.tensor("gt_labels").bool()
-    logits = network(inputs, text, schedule, scale_mask(schedule))
+    logits = network(inputs, text, network.layout(schedule))
     atol = golden.tolerances.get("logits", default=2e-4)
     comparison.close("logits", logits, golden.tensor("logits"), atol)
     for name, recorded in golden.tensors.items():

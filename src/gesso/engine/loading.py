@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from gesso.engine.device import has_fast_bfloat16
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.models.flan_t5 import FlanT5
 from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
@@ -41,7 +42,8 @@ _DTYPES = {
 def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> Pipeline:
     """The pipeline of a catalogue name or a model's folder, its weights on the device.
 
-    `dtype` is that of the blocks' matmuls; None is float32 for nano models and on CPU, else bfloat16.
+    `dtype` is that of the blocks' matmuls and the tokenizer; None is float32 for nano models and on processors
+    without bfloat16, else bfloat16.
     Raises RequestError, FileError, WeightsError, or MissingError with the command that fetches what is missing.
     """
     entry = catalogue.find(name_or_path)
@@ -51,11 +53,16 @@ def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> P
         if entry.fetch:
             raise MissingError(f"{entry.name} ({', '.join(missing)})", entry.fetch)
         raise FileError(entry.folder, f"lacks {', '.join(missing)}", "export the model again")
-    chosen = _DTYPES[dtype] if dtype else torch.float32
-    if dtype is None and entry.layout == "infinity" and device != "cpu":
-        chosen = torch.bfloat16
+    chosen = _DTYPES[dtype] if dtype else _default_dtype(entry, device)
     load = _load_own if entry.layout == "gesso" else _load_published
     return load(entry, device, chosen)
+
+
+def _default_dtype(entry: Entry, device: str) -> torch.dtype:
+    """float32 for models that are small or on a processor without bfloat16 matmuls, else bfloat16."""
+    if entry.layout == "gesso" or (device == "cpu" and not has_fast_bfloat16()):
+        return torch.float32
+    return torch.bfloat16
 
 
 def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
@@ -68,7 +75,7 @@ def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     transformer = load_transformer(folder).cast_blocks(dtype)
     return InfinityPipeline(
         transformer=transformer.to(device),
-        autoencoder=load_tokenizer(folder).to(device),
+        autoencoder=load_tokenizer(folder).cast(dtype).to(device),
         text=load_word_encoder(folder).to(device),
         schedules={_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in schedules.items()},
         defaults=_defaults(entry),
@@ -85,7 +92,7 @@ def _load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     files = [path for part in (transformer_path, tokenizer_path) for path in _files_of(part)]
     return InfinityPipeline(
         transformer=transformer.cast_blocks(dtype).to(device),
-        autoencoder=autoencoder.to(device),
+        autoencoder=autoencoder.cast(dtype).to(device),
         text=FlanT5(text_path, device=device, dtype=dtype),
         schedules=pixel_sizes(),
         defaults=_defaults(entry),

@@ -179,7 +179,7 @@ class InfinityPipeline:
         picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height)
         pixels_HW3 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, -1, 3)
         image_13HW = (pixels_HW3.movedim(-1, 0).float() / 127.5 - 1)[None].to(self.device)
-        latent = self.autoencoder.encode(image_13HW.to(self.autoencoder.encoder.conv_in.weight.dtype)).float()
+        latent = self.autoencoder.encode(image_13HW)
         scales = round((1 - request.init_strength) * len(schedule))
         return tuple(quantize(latent, schedule.latent_grids(self.config.patchify)).bits[:scales])
 
@@ -308,8 +308,7 @@ class InfinityPipeline:
                 yield Output(image=picture, seed=state.seed)
 
     def _pictures(self, sum_BkHW: Tensor) -> list[Image.Image]:
-        weight = self.autoencoder.decoder.conv_in.weight
-        pixels_BHW3 = to_uint8(self.autoencoder.decode(sum_BkHW.to(weight.dtype))).cpu().numpy()
+        pixels_BHW3 = to_uint8(self.autoencoder.decode(sum_BkHW)).cpu().numpy()
         return [Image.fromarray(pixels) for pixels in pixels_BHW3]
 
 

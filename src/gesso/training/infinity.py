@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gesso.models.infinity.correction import draw_flips, training_tokens
 from gesso.models.infinity.initialization import InitialScales, initialize
 from gesso.models.infinity.scales import ScaleSchedule
-from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer, scale_mask
+from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer, Layout
 from gesso.models.word_encoder import PAD, UNKNOWN, WordEncoder, WordEncoderConfig
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
@@ -65,14 +65,13 @@ class InfinityNetwork(nn.Module):
         super().__init__()
         self.text = WordEncoder(settings.text)
         self.transformer = InfinityTransformer(settings.network)
-        self.schedule = settings.schedule
         initialize(self.transformer, settings.scales)
 
-    def forward(self, ids_BT: Tensor, dropped_B: Tensor, inputs_BLK: Tensor, mask_LL: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, dropped_B: Tensor, inputs_BLK: Tensor, layout: Layout) -> Tensor:
         """Logits `[B,L,2K]`."""
         features_BTE = self.transformer.drop_text(self.text(ids_BT).float(), dropped_B)
         text = self.transformer.read_text(features_BTE, ids_BT != PAD)
-        return self.transformer(inputs_BLK, text, self.schedule, mask_LL)
+        return self.transformer(inputs_BLK, text, layout)
 
 
 class InfinityTask:
@@ -84,7 +83,7 @@ class InfinityTask:
         self.network = InfinityNetwork(settings)
         self.tokenizer = load_tokenizer(Path(settings.tokenizer))
         self.grids = settings.schedule.latent_grids(settings.network.patchify)
-        self.mask_LL = scale_mask(settings.schedule)
+        self.layout = self.network.transformer.layout(settings.schedule)
         self.weights_L = scale_weights(settings.schedule) if settings.reweight else None
 
     def heavy_modules(self) -> list[nn.Module]:
@@ -103,7 +102,7 @@ class InfinityTask:
         tokens = training_tokens(latent, self.grids, flips, patchify=settings.network.patchify)
         ids_BT = self._ids(captions, generator)
         dropped_B = torch.rand(len(ids_BT), generator=generator) < settings.condition_drop
-        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.mask_LL)
+        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.layout)
         loss = bitwise_loss(logits, tokens.labels_BLK, self.weights_L)
         right = _bits(logits) == tokens.labels_BLK
         return loss, {"bit_accuracy": right.float().mean()}
@@ -114,7 +113,7 @@ class InfinityTask:
         tokens = training_tokens(self.tokenizer.encode(image).float(), self.grids)
         ids_BT = self.network.text.token_ids(captions)
         dropped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
-        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.mask_LL)
+        logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.layout)
         right_BLK = _bits(logits) == tokens.labels_BLK
         figures = {
             "validation_loss": float(bitwise_loss(logits, tokens.labels_BLK)),

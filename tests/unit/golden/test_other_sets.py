@@ -18,7 +18,7 @@ from gesso.models.infinity.checkpoint import published_transformer_name
 from gesso.models.infinity.initialization import InitialScales, initialize
 from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, to_tokens
 from gesso.models.infinity.scales import schedule_of_grids
-from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer, scale_mask, text_mask
+from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer, text_mask
 from gesso.sampling.bits import choose_bits, exponential_noise
 from gesso.sampling.guidance import guide
 from gesso.training.infinity_loss import bitwise_loss
@@ -73,7 +73,7 @@ def test_training_goldens(
     tensors |= {"text_features": _drawn(sum(LENGTHS), 20), "x_BLC_wo_prefix": _drawn(3, schedule.tokens - 1, 10)}
     labels = _drawn(3, schedule.tokens, 10) > 0
     text = network.read_text(unpacked(tensors["text_features"], LENGTHS), text_mask(LENGTHS))
-    logits = network(tensors["x_BLC_wo_prefix"], text, schedule, scale_mask(schedule))
+    logits = network(tensors["x_BLC_wo_prefix"], text, network.layout(schedule))
     loss = bitwise_loss(logits, labels)
     loss.backward()
     assert network.head.bias.grad is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, scale_mask, text_mask
+from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, text_mask
 from gesso.sampling.guidance import guide
 from tests.unit.models.small_infinity import BITS, SCHEDULE, TEXT_WIDTH, drawn, small_infinity, stepped
 
@@ -28,7 +28,7 @@ def network() -> InfinityTransformer:
 
 
 def _at_once(network: InfinityTransformer, inputs: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-    return network(inputs, network.read_text(features, mask), SCHEDULE, scale_mask(SCHEDULE))
+    return network(inputs, network.read_text(features, mask), network.layout(SCHEDULE))
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)

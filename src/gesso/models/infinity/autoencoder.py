@@ -42,12 +42,20 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, image_B3HW: Tensor) -> Tensor:
-        """Raw features `[B,K,H/stride,W/stride]`; they go to the quantizer without scale or shift."""
-        return self.encoder(image_B3HW)
+        """Raw features `[B,K,H/stride,W/stride]`, float32; they go to the quantizer without scale or shift."""
+        return self.encoder(image_B3HW.to(self.dtype)).float()
 
     def decode(self, latent_BKhw: Tensor) -> Tensor:
-        """Pixels `[B,3,h*stride,w*stride]`, clamped to [-1,1]."""
-        return self.decoder(latent_BKhw).clamp(-1, 1)
+        """Pixels `[B,3,h*stride,w*stride]` in float32, clamped to [-1,1]."""
+        return self.decoder(latent_BKhw.to(self.dtype)).float().clamp(-1, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    def cast(self, dtype: torch.dtype) -> Autoencoder:
+        """Put all weights in `dtype`, laid out as its convolutions run fastest. Returns itself."""
+        return self.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Encoder(nn.Module):

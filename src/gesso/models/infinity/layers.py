@@ -5,27 +5,21 @@ Shapes as in `transformer`. Not here: how layers make a block, and anything abou
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gesso.models.infinity.cache import KeyValueCache
-from gesso.models.infinity.rotary import rotate
+from gesso.models.infinity.rotary import Turns, rotate
 
 _MAX_LOG_SCALE = 4.605170185988092  # log 100
 
 
-class RotarySlice(NamedTuple):
-    """Cosines and sines `[n,P]` of the tokens at hand."""
-
-    cos_nP: Tensor
-    sin_nP: Tensor
-
-
 class SelfAttention(nn.Module):
-    """Attention with unit queries and keys, scaled by a learned factor a head, then rotated."""
+    """Attention with unit queries and keys, rotated; a learned factor a head scales the queries.
+
+    The published code scales before it rotates; the two commute.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -37,18 +31,17 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x_BnC: Tensor, rotary: RotarySlice | None, past: KeyValueCache.Layer | Tensor | None
+        self, x_BnC: Tensor, rotary: Turns | None, past: KeyValueCache.Layer | Tensor | None
     ) -> Tensor:
         """`past` is the cache while generating, the mask of scales while training, None for full attention."""
-        dtype = self.qkv.weight.dtype
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        q, k, v = F.linear(x_BnC.to(dtype), self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        q = F.normalize(q.float(), dim=-1) * self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
-        k = F.normalize(k.float(), dim=-1)
+        qkv_Bn3HD = F.linear(x_BnC.to(self.qkv.weight.dtype), self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        v = qkv_Bn3HD[:, :, 2].transpose(1, 2)
+        qk_Bn2HD = F.normalize(qkv_Bn3HD[:, :, :2].float(), dim=-1)
         if rotary is not None:
-            table = torch.stack(rotary)
-            q, k = rotate(q, table), rotate(k, table)
+            qk_Bn2HD = rotate(qk_Bn2HD, rotary)
+        q, k = (part.transpose(1, 2) for part in qk_Bn2HD.unbind(2))
+        q = q * self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
         q, k = q.to(v.dtype), k.to(v.dtype)
         mask = None
         if isinstance(past, KeyValueCache.Layer):

@@ -8,7 +8,7 @@ Shapes: L tokens of all scales, D width of a head.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +45,25 @@ def rotary_table(schedule: ScaleSchedule, head_width: int, mode: RotaryMode = "n
     return torch.stack((angles_LP.cos(), angles_LP.sin()))
 
 
-def rotate(x_BHLD: Tensor, table_2LP: Tensor) -> Tensor:
-    """Turn each adjacent pair (a, b) to (a cos - b sin, b cos + a sin)."""
-    cos_LP, sin_LP = table_2LP
-    a, b = x_BHLD.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos_LP - b * sin_LP, b * cos_LP + a * sin_LP), dim=-1).flatten(-2)
+class Turns(NamedTuple):
+    """A table laid out for `rotate`: every pair's cosine twice, and its sine with both signs, `[n,1,1,D]`."""
+
+    cos_n11D: Tensor
+    sin_n11D: Tensor
+
+
+def turns(table_2nP: Tensor) -> Turns:
+    """Lay out a table, or a slice of it over tokens."""
+    cos_nP, sin_nP = table_2nP
+    cos_nD = cos_nP.repeat_interleave(2, dim=-1)
+    sin_nD = torch.stack((-sin_nP, sin_nP), dim=-1).flatten(-2)
+    return Turns(cos_nD[:, None, None], sin_nD[:, None, None])
+
+
+def rotate(x_BnGHD: Tensor, by: Turns) -> Tensor:
+    """Turn each adjacent pair (a, b) to (a cos - b sin, b cos + a sin). G holds queries and keys side by side."""
+    swapped_BnGHD = x_BnGHD.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x_BnGHD * by.cos_n11D, swapped_BnGHD, by.sin_n11D)
 
 
 def _frequencies(head_width: int) -> Tensor:

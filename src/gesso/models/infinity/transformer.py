@@ -27,11 +27,10 @@ from gesso.models.infinity.layers import (
     AttentionPool,
     CrossAttention,
     FeedForward,
-    RotarySlice,
     SelfAttention,
     drop_path,
 )
-from gesso.models.infinity.rotary import RotaryMode, rotary_table
+from gesso.models.infinity.rotary import RotaryMode, Turns, rotary_table, turns
 from gesso.models.infinity.scales import ScaleSchedule
 
 
@@ -90,6 +89,14 @@ class Modulation(NamedTuple):
     shift2: Tensor
 
 
+class Layout(NamedTuple):
+    """A schedule as training sees it: every token's scale, which tokens it may look at, and its rotation."""
+
+    scale_L: Tensor
+    mask_LL: Tensor
+    rotary: Turns | None
+
+
 class LayerGuidance(NamedTuple):
     """Guidance inside the network: after `block`, hidden states of conditional rows are mixed with the others.
 
@@ -118,18 +125,18 @@ class Block(nn.Module):
         self,
         x: Tensor,
         shared_B16C: Tensor,
-        rotary: RotarySlice | None,
+        rotary: Turns | None,
         text: tuple[Tensor, Tensor],
         text_mask: Tensor | None,
         past: KeyValueCache.Layer | Tensor | None,
     ) -> Tensor:
         m = Modulation(*(shared_B16C + self.modulation).unbind(2))
         h = self.self_attention(_modulated(x, m.scale1, m.shift1), rotary, past)
-        x = x + drop_path(h * m.gate1, self.drop, self.training)
+        x = torch.addcmul(x, drop_path(h, self.drop, self.training).to(x.dtype), m.gate1)
         h = self.cross_attention(self.cross_norm(x), text, text_mask)
         x = x + (h if self.cross_gate is None else h * self.cross_gate)
         h = self.feed_forward(_modulated(x, m.scale2, m.shift2))
-        return x + drop_path(h * m.gate2, self.drop, self.training)
+        return torch.addcmul(x, drop_path(h, self.drop, self.training).to(x.dtype), m.gate2)
 
 
 class InfinityTransformer(nn.Module):
@@ -171,20 +178,28 @@ class InfinityTransformer(nn.Module):
 
     # ---- training: all scales at once -------------------------------------------------------------------------------
 
-    def forward(self, inputs_BLK: Tensor, text: TextCondition, schedule: ScaleSchedule, mask_LL: Tensor) -> Tensor:
+    def layout(self, schedule: ScaleSchedule) -> Layout:
+        """What `forward` needs of a schedule; make it once and keep it."""
+        device = self.start.device
+        return Layout(
+            scale_indices(schedule, device),
+            scale_mask(schedule, device),
+            self._rotary(schedule, 0, schedule.tokens, device),
+        )
+
+    def forward(self, inputs_BLK: Tensor, text: TextCondition, layout: Layout) -> Tensor:
         """Logits `[B,L,2K]` (pairs of zero, one) of every token from the codes of the scales before it.
 
-        `inputs_BLK` are the tokens of scales 2…; `mask_LL` is `scale_mask(schedule)`, true where attention may look.
+        `inputs_BLK` are the tokens of scales 2….
         """
         embedded = self.code_embedding(inputs_BLK).float()
         x_BLC = torch.cat((self.first_token(text), embedded), dim=1)
-        scale_LC = self.scale_embedding(scale_indices(schedule, x_BLC.device))
-        table = self._rotary(schedule, 0, schedule.tokens, x_BLC)
+        scale_LC = self.scale_embedding(layout.scale_L)
         shared_B16C = self.shared_modulation(text)
         for index, block in enumerate(self._blocks()):
             if self._embeds_scale(index):
                 x_BLC = x_BLC + scale_LC
-            x_BLC = block(x_BLC, shared_B16C, table, text.keys_values[index], text.mask_BT, mask_LL)
+            x_BLC = block(x_BLC, shared_B16C, layout.rotary, text.keys_values[index], text.mask_BT, layout.mask_LL)
         return self.logits(x_BLC, text)
 
     # ---- generation: one scale over a cache -------------------------------------------------------------------------
@@ -204,7 +219,7 @@ class InfinityTransformer(nn.Module):
         """
         x_BnC = self.first_token(text) if inputs_BnK is None else self.code_embedding(inputs_BnK).float()
         start, end = schedule.starts[scale], schedule.starts[scale + 1]
-        rotary = self._rotary(schedule, start, end, x_BnC)
+        rotary = self._rotary(schedule, start, end, x_BnC.device)
         shared_B16C = self.shared_modulation(text)
         keep = scale + 1 < len(schedule)
         for index, block in enumerate(self._blocks()):
@@ -219,12 +234,10 @@ class InfinityTransformer(nn.Module):
         return self.logits(x_BnC, text)
 
     def cast_blocks(self, dtype: torch.dtype) -> InfinityTransformer:
-        """Put the blocks' matmuls in `dtype`; modulation, head, embeddings and text projection stay float32."""
+        """Put the blocks' matmuls in `dtype`; norms, modulation, head, embeddings and text projection stay float32."""
         for block in self._blocks():
-            modulation = block.modulation.data
-            block.to(dtype)
-            block.modulation.data = modulation
-            block.self_attention.log_scale.data = block.self_attention.log_scale.data.float()
+            for part in (block.self_attention, block.cross_attention, block.feed_forward):
+                part.to(dtype)
         return self
 
     def empty_cache(self, rows: int, schedule: ScaleSchedule) -> KeyValueCache:
@@ -256,11 +269,13 @@ class InfinityTransformer(nn.Module):
         every = self.config.scale_embedding_every
         return block % every == 0 if every else block == 0
 
-    def _rotary(self, schedule: ScaleSchedule, start: int, end: int, like: Tensor) -> RotarySlice | None:
+    def _rotary(
+        self, schedule: ScaleSchedule, start: int, end: int, device: torch.device
+    ) -> Turns | None:
         if self.config.rotary is None:
             return None
         table = rotary_table(schedule, self.config.head_width, self.config.rotary)[:, start:end]
-        return RotarySlice(*table.to(like.device))
+        return turns(table.to(device))
 
 
 def text_mask(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor | None:
@@ -284,4 +299,4 @@ def scale_mask(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> T
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Layer norm without weights, then scaled and shifted."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)

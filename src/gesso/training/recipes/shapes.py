@@ -45,12 +45,20 @@ def infinity_nano() -> Recipe:
         make=InfinityTask,
         settings=InfinitySettings(
             network=InfinityConfig(
-                depth=6, width=160, heads=5, bits=16, text_width=128, text_length=32, pool_heads=5, drop_path=0.0
+                depth=6, width=160, heads=2, bits=16, text_width=128, text_length=32, pool_heads=2
             ),
             text=WordEncoderConfig(vocabulary=VOCABULARY, width=128, depth=2, heads=4, length=32),
             tokenizer="runs/shapes-tokenizer/export",
             schedule=ScaleSchedule(GRIDS, rotary_grid=GRIDS[-1]),
             side=64,
         ),
-        loop=LoopSettings(steps=8000, batch=64, learning_rate=2e-3, warmup=200, average_decay=0.999, compile=True),
+        loop=LoopSettings(
+            steps=8000,
+            batch=64,
+            learning_rate=2e-3,
+            warmup=200,
+            average_decay=0.999,
+            compile=True,
+            attention=("MATH",),
+        ),
     )
