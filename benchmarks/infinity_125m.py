@@ -66,19 +66,22 @@ def measure(dtype: torch.dtype, repeats: int) -> None:
     conditioning = pipeline.encode([plan])[0]
     flops_ceiling, bytes_ceiling = matmul_ceiling(dtype), memory_ceiling()
     times: list[list[float]] = [[] for _ in range(len(scales))]
+    state = pipeline.begin(plan, conditioning, 0)
+    costs = state.costs
     for _ in range(repeats + 1):
         state = pipeline.begin(plan, conditioning, 0)
         for scale in range(len(scales)):
             started = time.perf_counter()
             pipeline.step([state])
             times[scale].append(time.perf_counter() - started)
-    costs = pipeline.begin(plan, conditioning, 0).costs
     medians = [sorted(measured[1:])[repeats // 2] for measured in times]
     name = str(dtype).removeprefix("torch.")
     for scale, (spent, cost) in enumerate(zip(medians, costs, strict=True)):
         floor = max(cost.flops / flops_ceiling, cost.bytes / bytes_ceiling)
         grid = "x".join(str(edge) for edge in scales.grids[scale])
-        report(f"125M {name}, scale {scale} ({grid}), seconds (floor: operations or bytes)", spent, floor, spent / floor)
+        report(
+            f"125M {name}, scale {scale} ({grid}), seconds (floor: operations or bytes)", spent, floor, spent / floor
+        )
     total, flops = sum(medians), sum(cost.flops for cost in costs)
     floor = sum(max(cost.flops / flops_ceiling, cost.bytes / bytes_ceiling) for cost in costs)
     report(f"125M {name}, all scales, seconds (floor: operations or bytes)", total, floor, total / floor,

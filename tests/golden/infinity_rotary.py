@@ -52,7 +52,9 @@ def mode(flag: int) -> RotaryMode:
 
 def _applied(before: Tensor, scales: ScaleSchedule, scale: int) -> Tensor:
     table = rotary_table(scales, before.shape[-1])
-    turned = rotate(before.transpose(1, 2)[:, :, None], turns(table[:, scales.starts[scale] : scales.starts[scale + 1]]))
+    turned = rotate(
+        before.transpose(1, 2)[:, :, None], turns(table[:, scales.starts[scale] : scales.starts[scale + 1]])
+    )
     return turned[:, :, 0].transpose(1, 2)
 
 

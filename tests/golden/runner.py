@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.golden import (
+    infinity_averages,
     infinity_filtering,
     infinity_generation,
     infinity_pictures,
@@ -31,6 +32,7 @@ CHECKS: dict[tuple[str, str], Check] = {
     ("infinity", "e"): infinity_generation.check_generation,
     ("infinity", "f"): infinity_rotary.check_rotary,
     ("infinity", "g"): infinity_filtering.check_filtering,
+    ("infinity", "h"): infinity_averages.check_averages,
     ("infinity", "j"): infinity_pictures.check_pictures,
 }
 _NAMED_FAILURES = 4

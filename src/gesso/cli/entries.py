@@ -29,8 +29,8 @@ def require_files(entry: "Entry") -> None:
     """
     missing = entry.missing_files()
     if missing:
-        what = f"{missing[0]} of {entry.name}" if len(missing) == 1 else f"{len(missing)} files of {entry.name}"
-        raise MissingError(f"{what} in {entry.folder}", entry.fetch or f"gesso models show {entry.name}")
+        what = f"{entry.name} ({', '.join(missing)} in {entry.folder})"
+        raise MissingError(what, entry.fetch or f"gesso models show {entry.name}")
 
 
 def default_size(entry: "Entry") -> tuple[int, int] | None:

@@ -13,10 +13,13 @@ import torch
 from gesso.engine.device import has_fast_bfloat16
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.models.flan_t5 import FlanT5
+from gesso.models.infinity.autoencoder import AutoencoderConfig
 from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
+from gesso.models.infinity.transformer import InfinityConfig
 from gesso.pipelines.contract import Pipeline
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
+from gesso.request import parse_request
 from gesso.weights import catalogue, manifest
 from gesso.weights.catalogue import Entry
 from gesso.weights.files import digest
@@ -69,16 +72,15 @@ def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     """A model of our trainers' layout."""
     folder = entry.folder
     digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
-    schedules = catalogue.read_config(folder).get("schedules")
-    if not isinstance(schedules, Mapping):
-        raise FileError(folder, "its configuration lacks schedules", "export the model again")
-    transformer = load_transformer(folder).cast_blocks(dtype)
+    transformer, autoencoder, text = load_transformer(folder), load_tokenizer(folder), load_word_encoder(folder)
+    schedules, defaults = _schedules(folder), _defaults(entry)
+    _check_fit(entry, transformer.config, autoencoder.config, text.config.width, schedules)
     return InfinityPipeline(
-        transformer=transformer.to(device),
-        autoencoder=load_tokenizer(folder).cast(dtype).to(device),
-        text=load_word_encoder(folder).to(device),
-        schedules={_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in schedules.items()},
-        defaults=_defaults(entry),
+        transformer=transformer.cast_blocks(dtype).to(device),
+        autoencoder=autoencoder.cast(dtype).to(device),
+        text=text.to(device),
+        schedules=schedules,
+        defaults=defaults,
         name=entry.name,
         digest=digests,
     )
@@ -90,23 +92,57 @@ def _load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     autoencoder = load_published_tokenizer(tokenizer_path)
     transformer = load_published_transformer(transformer_path, patchify=autoencoder.config.stride == 8)
     files = [path for part in (transformer_path, tokenizer_path) for path in _files_of(part)]
+    text, schedules = FlanT5(text_path, device=device, dtype=dtype), pixel_sizes()
+    _check_fit(entry, transformer.config, autoencoder.config, text.width, schedules)
     return InfinityPipeline(
         transformer=transformer.cast_blocks(dtype).to(device),
         autoencoder=autoencoder.cast(dtype).to(device),
-        text=FlanT5(text_path, device=device, dtype=dtype),
-        schedules=pixel_sizes(),
+        text=text,
+        schedules=schedules,
         defaults=_defaults(entry),
         name=entry.name,
         digest=digest(files),
     )
 
 
+def _check_fit(
+    entry: Entry,
+    network: InfinityConfig,
+    tokenizer: AutoencoderConfig,
+    text_width: int,
+    schedules: Mapping[tuple[int, int], ScaleSchedule],
+) -> None:
+    """Whether each part takes what the one before it makes. Raises FileError."""
+    cells, edge = (4, 2 * tokenizer.stride) if network.patchify else (1, tokenizer.stride)
+    problem = ""
+    if text_width != network.text_width:
+        problem = f"text features are {text_width} wide where the transformer reads {network.text_width}"
+    elif network.bits != tokenizer.bits * cells:
+        problem = f"the transformer makes {network.bits} bits where the tokenizer has {tokenizer.bits * cells}"
+    elif any(len(schedule) > network.scale_embeddings for schedule in schedules.values()):
+        problem = f"a schedule has more scales than the transformer's {network.scale_embeddings}"
+    elif any(size != tuple(edge * side for side in schedule.final_grid) for size, schedule in schedules.items()):
+        problem = f"a schedule's last grid, {edge} pixels a token, is not its size"
+    elif (entry.defaults["height"], entry.defaults["width"]) not in schedules:
+        problem = "the default size has no schedule"
+    if problem:
+        raise FileError(entry.folder, f"its parts do not fit: {problem}", "fetch or export it again")
+
+
 def _defaults(entry: Entry) -> GenerationDefaults:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.defaults.items()}
-    try:
-        return GenerationDefaults(**values)  # type: ignore[arg-type]
-    except TypeError as error:
+    defaults = parse(GenerationDefaults, entry.defaults, entry.folder)
+    try:  # they fill a request's blanks, so a request must allow them
+        parse_request({"prompt": "-"} | {key: value for key, value in entry.defaults.items() if key != "init_strength"})
+    except RequestError as error:
         raise FileError(entry.folder, f"its generation defaults are unusable: {error}", "export it again") from error
+    return defaults
+
+
+def _schedules(folder: Path) -> dict[tuple[int, int], ScaleSchedule]:
+    found = catalogue.read_config(folder).get("schedules")
+    if not isinstance(found, Mapping):
+        raise FileError(folder, "its configuration lacks schedules", "export the model again")
+    return {_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in found.items()}
 
 
 def _size(name: str, folder: Path) -> tuple[int, int]:

@@ -6,40 +6,63 @@ Shapes: T tokens of a prompt, E = 2048.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gesso.errors import FileError, MissingError
+from gesso.errors import FileError, MissingError, WeightsError
 
 _LENGTH = 512
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 class FlanT5:
-    """Prompts to features `[T,E]` float32, padding dropped. A prompt longer than 512 tokens is refused by the pipeline."""
+    """Prompts to features `[T,E]` float32, padding dropped. A pipeline refuses prompts longer than 512 tokens.
+
+    Raises MissingError without transformers, FileError for a folder that is no T5, WeightsError for one that lacks
+    tensors of the encoder or has them in other shapes.
+    """
 
     def __init__(self, folder: Path, *, device: str, dtype: torch.dtype) -> None:
+        if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make up an empty one
+            raise FileError(folder, f"holds no tokenizer ({' or '.join(_TOKENIZERS)})", "fetch it again")
         try:
             from transformers import AutoTokenizer, T5EncoderModel
+
+            with _quiet():
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                model, loading = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                    folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                )
         except ImportError as error:
-            raise MissingError("transformers, which reads prompts for this model,", "pip install 'gesso[diffusion]'") \
-                from error  # fmt: skip
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise FileError(folder, f"holds no T5 encoder ({str(error).splitlines()[0]})", "fetch it again") from error
-        self._model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+            command = "pip install 'gesso[diffusion]'"
+            raise MissingError("transformers, which reads prompts for this model,", command) from error
+        except (MemoryError, RuntimeError):  # says nothing about the folder
+            raise
+        except Exception as error:  # whatever its many readers raise for a folder that is damaged or of something else
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise FileError(folder, f"holds no T5 encoder ({reason})", "fetch it again") from error
+        if loading["missing_keys"] or loading["mismatched_keys"]:  # these transformers has filled with random numbers
+            mismatched = [f"{name}: {tuple(found)} where {tuple(wanted)} is wanted"
+                          for name, found, wanted in loading["mismatched_keys"]]  # fmt: skip
+            raise WeightsError(folder, missing=sorted(loading["missing_keys"]), mismatched=sorted(mismatched))
+        self._model = model.to(device).eval().requires_grad_(False)
 
     @property
     def max_tokens(self) -> int:
         return _LENGTH
 
+    @property
+    def width(self) -> int:
+        """E, of the features."""
+        return self._model.config.d_model
+
     def count(self, prompt: str) -> int:
         """Tokens of a prompt, the end mark included, before any cut."""
-        return len(self._tokenizer(prompt)["input_ids"])
+        return len(self._tokenizer(prompt, verbose=False)["input_ids"])
 
     @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -50,3 +73,18 @@ class FlanT5:
         features_BTE = self._model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [row[:length].float() for row, length in zip(features_BTE, lengths, strict=True)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and reports on stderr: what is wrong with a folder is raised."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()

@@ -52,8 +52,8 @@ class WordEncoder(nn.Module):
 
     def token_ids(self, prompts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids `[B,T]`, padded with `PAD` to the longest prompt or to `length`; unknown words are `UNKNOWN`."""
-        rows = [[self.ids.get(word, UNKNOWN) for word in split_words(prompt)][: self.config.length - 1] + [END]
-                for prompt in prompts]  # fmt: skip
+        words = [split_words(prompt)[: self.config.length - 1] for prompt in prompts]
+        rows = [[*(self.ids.get(word, UNKNOWN) for word in row), END] for row in words]
         width = length or max(len(row) for row in rows)
         return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
 
@@ -68,6 +68,8 @@ class WordEncoder(nn.Module):
     @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features of each prompt, `[T,E]` float32 with its own T."""
+        if not prompts:
+            return []
         ids_BT = self.token_ids(prompts).to(self.word_embedding.weight.device)
         features_BTE = self(ids_BT).float()
         return [row[ids != PAD] for row, ids in zip(features_BTE, ids_BT, strict=True)]

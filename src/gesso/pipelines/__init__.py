@@ -1,1 +1,1 @@
-"""Pipelines: one file a model family, each the six verbs of `contract`, and nothing that families share with weights."""
+"""Pipelines: one file a model family, each the six verbs of `contract`; each is handed its components."""

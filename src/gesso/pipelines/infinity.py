@@ -6,11 +6,13 @@ Not here: files and dtypes (`engine/loading`), the loop (`engine`), the network 
 
 Random numbers: picture i has one CPU generator seeded `seed + i`; each scale draws its Exp(1) noise `[n,2K]` from it,
 in order of scales, whether or not sampling leaves anything to chance.
-Shapes: B pictures, R rows, n tokens of the scale, K bits a token, k bits a latent cell, h w grids, H W final latent grid.
+Shapes: B pictures, R rows, n tokens of the scale, K bits a token, k bits a latent cell, h w a grid of cells, H W the
+final one.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gesso.errors import RequestError
 from gesso.models.infinity.autoencoder import Autoencoder, to_uint8
@@ -25,7 +28,7 @@ from gesso.models.infinity.cache import CacheRow, gather
 from gesso.models.infinity.cost import cache_bytes, decode_flops, decode_peak_bytes, scale_flops, text_flops
 from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantize, shrink, to_tokens
 from gesso.models.infinity.scales import Grid, ScaleSchedule
-from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance
+from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, TextCondition, text_mask
 from gesso.pictures import cover_crop, read_pixels
 from gesso.pipelines.contract import Cost, Output, Plan
 from gesso.pipelines.infinity_state import (
@@ -35,6 +38,7 @@ from gesso.pipelines.infinity_state import (
     InfinityState,
     TextEncoder,
     join_text,
+    split_text,
 )
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
@@ -43,11 +47,12 @@ from gesso.sampling.guidance import guide
 _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
+_DRAWN_SEEDS = 2**32
 _DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
 
 class InfinityPipeline:
-    """The six verbs for Infinity of any size. It is handed its components; `schedules` maps (height, width) in pixels."""
+    """The six verbs for Infinity of any size. It is handed its components; keys of `schedules` are (height, width)."""
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class InfinityPipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.transformer.blocks.parameters()).dtype
+        return self.transformer.dtype
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
@@ -80,6 +85,7 @@ class InfinityPipeline:
         defaults = self.defaults
         filled = request.model_copy(
             update={
+                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
                 "width": size[1],
                 "height": size[0],
                 "guidance": _or(request.guidance, defaults.guidance),
@@ -93,8 +99,9 @@ class InfinityPipeline:
         for name in ("guidance", "temperature"):
             _one_a_scale(filled, name, len(schedule))
         layer = filled.guidance_layer or 0
-        if layer and not 0 < self.config.depth + layer:
-            raise RequestError("guidance_layer", layer, f"0, or from {1 - self.config.depth} to -1 for {self.name}")
+        if layer and self.config.depth + layer <= 0:
+            layers = f"0 or from {1 - self.config.depth} to -1" if self.config.depth > 1 else "0"
+            raise RequestError("guidance_layer", layer, f"{layers} for {self.name}")
         tokens = self._check_text("prompt", request.prompt)
         if request.negative:
             tokens = max(tokens, self._check_text("negative", request.negative))
@@ -119,14 +126,18 @@ class InfinityPipeline:
         if (height, width) in sizes:
             return sizes[height, width], (height, width)
         near = sorted(sizes, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
-        field, value = ("width", width) if width not in {size[1] for size in sizes} else ("height", height)
+        known = width in {size[1] for size in sizes}
+        field = "height" if request.width is None or (known and request.height is not None) else "width"
         nearest = " or ".join(f"{found[1]}x{found[0]}" for found in near)
+        value = height if field == "height" else width
         raise RequestError(field, value, f"part of a size that {self.name} paints", f"nearest: {nearest}")
 
     def _check_text(self, field: str, text: str) -> int:
         tokens, most = self.text.count(text), self.text.max_tokens
         if tokens > most:
-            raise RequestError(field, text, f"at most {most} tokens long for {self.name}", f"it has {tokens}; shorten it")
+            raise RequestError(
+                field, text, f"at most {most} tokens long for {self.name}", f"it has {tokens}; shorten it"
+            )
         return tokens
 
     def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
@@ -147,7 +158,9 @@ class InfinityPipeline:
         each = torch.finfo(self.dtype).bits // 8
         weights = sum(p.nbytes for part in (self.transformer, self.autoencoder) for p in part.parameters())
         n = schedule.starts[-1] - schedule.starts[-2]
-        stepping = cache_bytes(self.config, schedule, 2, each) + 2 * n * (self.config.hidden + 8 * self.config.width) * 4
+        stepping = (
+            cache_bytes(self.config, schedule, 2, each) + 2 * n * (self.config.hidden + 8 * self.config.width) * 4
+        )
         return weights + max(stepping, decode_peak_bytes(self.autoencoder.config, latent, 4))
 
     # ---- encode and begin -------------------------------------------------------------------------------------------
@@ -155,20 +168,25 @@ class InfinityPipeline:
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> list[InfinityConditioning]:
         """Text of each plan, read once for all its pictures and scales; bits of a given picture."""
+        guided = [plan for plan in plans if _is_guided(plan)]
         prompts = self.text.features([plan.request.prompt for plan in plans])
-        return [self._condition(plan, features_TE) for plan, features_TE in zip(plans, prompts, strict=True)]
+        negatives = iter(self.text.features([text for plan in guided if (text := plan.request.negative)]))
+        nulls = [
+            next(negatives) if plan.request.negative else self.transformer.null_text[: len(features_TE)]
+            for plan, features_TE in zip(plans, prompts, strict=True)
+            if _is_guided(plan)
+        ]
+        texts = split_text(self._read([*prompts, *nulls]), [len(features_TE) for features_TE in (*prompts, *nulls)])
+        rest = iter(texts[len(plans) :])
+        return [
+            InfinityConditioning(text, next(rest) if _is_guided(plan) else None, self._prefix(plan.request))
+            for plan, text in zip(plans, texts, strict=False)
+        ]
 
-    def _condition(self, plan: Plan, features_TE: Tensor) -> InfinityConditioning:
-        request = plan.request
-        null = None
-        if any(value != 1 for value in _values(request.guidance, plan.steps)):
-            if request.negative:
-                null_TE = self.text.features([request.negative])[0]
-            else:
-                null_TE = self.transformer.null_text[: len(features_TE)]
-            null = self.transformer.read_text(null_TE[None].to(self.device))
-        prompt = self.transformer.read_text(features_TE[None].to(self.device))
-        return InfinityConditioning(prompt, null, self._prefix(request))
+    def _read(self, features: Sequence[Tensor]) -> TextCondition:
+        """Texts of any lengths, projected as one batch."""
+        features_RTE = pad_sequence([text_TE.to(self.device).float() for text_TE in features], batch_first=True)
+        return self.transformer.read_text(features_RTE, text_mask([len(text_TE) for text_TE in features], self.device))
 
     def _prefix(self, request: GenerationRequest) -> tuple[Tensor, ...]:
         """Bits of the first scales of the given picture: the share of scales that `init_strength` does not repaint."""
@@ -207,53 +225,60 @@ class InfinityPipeline:
     @torch.inference_mode()
     def step(self, states: Sequence[InfinityState]) -> None:
         """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
-        company = self._company(states)
         schedule, scale = states[0].schedule, states[0].scale
-        rows = (*company.states, *company.guided)
-        inputs = [state.inputs_nK for state in rows if state.inputs_nK is not None]
+        doubled = [state for state in states if state.doubled]
+        company = self._company(states, doubled)
+        inputs = [state.inputs_nK for state in (*states, *doubled) if state.inputs_nK is not None]
         inputs_RnK = torch.stack(inputs) if inputs else None
         layer = states[0].request.guidance_layer or 0
-        guided_now = any(state.guidance[scale] != 1 for state in company.guided)
-        inside = LayerGuidance(self.config.depth + layer, self._column(company.guided, "guidance", scale)) \
+        guided_now = any(state.guidance[scale] != 1 for state in doubled)
+        inside = LayerGuidance(self.config.depth + layer, self._column(doubled, "guidance", scale)) \
             if layer and guided_now else None  # fmt: skip
         logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
-        logits_BnV = self._guided(logits_RnV, company, scale, mixed_already=inside is not None)
+        logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
+        if inside is None:
+            logits_BnV = self._guided(logits_BnV, logits_RnV[len(states) :], states, doubled)
         bits_BnK = self._draw(logits_BnV, states)
         self._advance(states, bits_BnK)
 
-    def _company(self, states: Sequence[InfinityState]) -> Company:
+    def _company(self, states: Sequence[InfinityState], doubled: Sequence[InfinityState]) -> Company:
         """The company these states already are, or a new one whose cache holds their rows."""
+        prompts, nulls = tuple(state.number for state in states), tuple(state.number for state in doubled)
         old = states[0].company
-        guided = tuple(state for state in states if state.doubled)
-        if old is not None and old.states == tuple(states) and old.guided == guided:
+        if old is not None and (old.prompts, old.nulls) == (prompts, nulls):
             return old
         texts = [state.conditioning.prompt for state in states]
-        texts += [state.conditioning.null for state in guided if state.conditioning.null is not None]
-        rows = [state.prompt_row for state in states] + [state.null_row for state in guided]
+        texts += [state.conditioning.null for state in doubled if state.conditioning.null is not None]
+        rows = [state.prompt_row for state in states] + [state.null_row for state in doubled]
         known = [row for row in rows if row is not None]
         schedule, scale = states[0].schedule, states[0].scale
         if len(known) == len(rows):
             cache = gather(known, schedule.starts[scale])
         else:
             cache = self.transformer.empty_cache(len(rows), schedule)
-        company = Company(tuple(states), guided, join_text(texts), cache)
+        company = Company(prompts, nulls, join_text(texts), cache)
         for index, state in enumerate(states):
             state.company, state.prompt_row, state.null_row = company, CacheRow(cache, index), None
-        for index, state in enumerate(guided):
+        for index, state in enumerate(doubled):
             state.null_row = CacheRow(cache, len(states) + index)
         return company
 
-    def _guided(self, logits_RnV: Tensor, company: Company, scale: int, *, mixed_already: bool) -> Tensor:
-        """Logits of every picture after temperature and guidance."""
-        count = len(company.states)
-        logits_BnV = logits_RnV[:count] / self._column(company.states, "temperature", scale)
-        mixing = [state for state in company.guided if state.guidance[scale] != 1]
-        if not mixing or mixed_already:
+    def _guided(
+        self,
+        logits_BnV: Tensor,
+        nulls_NnV: Tensor,
+        states: Sequence[InfinityState],
+        doubled: Sequence[InfinityState],
+    ) -> Tensor:
+        """Logits (after temperature) pushed away from those of the null rows, for the pictures guided at this scale."""
+        scale = states[0].scale
+        mixing = [index for index, state in enumerate(doubled) if state.guidance[scale] != 1]
+        if not mixing:
             return logits_BnV
-        chosen = [company.states.index(state) for state in mixing]
-        nulls = [count + company.guided.index(state) for state in mixing]
-        null_BnV = logits_RnV[nulls] / self._column(mixing, "temperature", scale)
-        logits_BnV[chosen] = guide(logits_BnV[chosen], null_BnV, self._column(mixing, "guidance", scale))
+        pictures = [doubled[index] for index in mixing]
+        chosen = [index for index, state in enumerate(states) if state.doubled and state.guidance[scale] != 1]
+        null_BnV = nulls_NnV[mixing] / self._column(pictures, "temperature", scale)
+        logits_BnV[chosen] = guide(logits_BnV[chosen], null_BnV, self._column(pictures, "guidance", scale))
         return logits_BnV
 
     def _draw(self, logits_BnV: Tensor, states: Sequence[InfinityState]) -> Tensor:
@@ -310,6 +335,10 @@ class InfinityPipeline:
     def _pictures(self, sum_BkHW: Tensor) -> list[Image.Image]:
         pixels_BHW3 = to_uint8(self.autoencoder.decode(sum_BkHW)).cpu().numpy()
         return [Image.fromarray(pixels) for pixels in pixels_BHW3]
+
+
+def _is_guided(plan: Plan) -> bool:
+    return any(value != 1 for value in _values(plan.request.guidance, plan.steps))
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -5,6 +5,7 @@ The verbs are in `infinity`. Shapes as there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,12 +58,16 @@ class InfinityConditioning:
     prefix: tuple[Tensor, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Company:
-    """Pictures that step together: their rows' text and cache. Rows are [prompts…, nulls of the guided…]."""
+    """Pictures that step together: their rows' text and cache. Rows are [prompts…, nulls of the guided…].
 
-    states: tuple[InfinityState, ...]
-    guided: tuple[InfinityState, ...]
+    `prompts` and `nulls` are the pictures' numbers. It does not hold the pictures: they hold it, and it goes with the
+    last of them.
+    """
+
+    prompts: tuple[int, ...]
+    nulls: tuple[int, ...]
     text: TextCondition
     cache: KeyValueCache
 
@@ -86,6 +91,7 @@ class InfinityState:
     prompt_row: CacheRow | None = None
     null_row: CacheRow | None = None
     last_guided: int = field(init=False)
+    number: int = field(init=False, default_factory=itertools.count().__next__)  # of all pictures of this process
 
     def __post_init__(self) -> None:
         self.last_guided = max((i for i, value in enumerate(self.guidance) if value != 1), default=-1)
@@ -135,3 +141,15 @@ def join_text(texts: Sequence[TextCondition]) -> TextCondition:
     ]
     pooled_BC = torch.cat([text.pooled_BC for text in texts])
     return TextCondition(pooled_BC, keys_values, text_mask(lengths, pooled_BC.device))
+
+
+def split_text(text: TextCondition, lengths: Sequence[int]) -> list[TextCondition]:
+    """A batch as single prompts, each without the others' padding; the inverse of `join_text`."""
+    return [
+        TextCondition(
+            text.pooled_BC[row : row + 1],
+            [(k[row : row + 1, :, :length], v[row : row + 1, :, :length]) for k, v in text.keys_values],
+            None,
+        )
+        for row, length in enumerate(lengths)
+    ]

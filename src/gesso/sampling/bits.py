@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def exponential_noise(tokens: int, bits: int, generator: torch.Generator) -> Tensor:
-    """Exp(1) noise `[n,2K]` of one picture's scale, from its own CPU generator, in the order torch.multinomial draws."""
+    """Exp(1) noise `[n,2K]` of one picture's scale from its own CPU generator, in torch.multinomial's order."""
     return torch.empty(tokens, 2 * bits).exponential_(generator=generator)
 
 

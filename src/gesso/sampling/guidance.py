@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv:2207.12598) as arithmetic. Which rows are guided, and when, is the pipeline's affair."""
+"""Classifier-free guidance (arXiv:2207.12598) as arithmetic. Not here: which rows are guided, and when (pipelines)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
-from gesso.models.infinity.quantizer import enlarge, codes, entropy, quantize, sum_of_codes
+from gesso.models.infinity.quantizer import codes, enlarge, entropy, quantize, sum_of_codes
 from gesso.models.infinity.scales import Grid
 from gesso.training.export import save_model
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet
@@ -84,8 +84,7 @@ class AutoencoderTask:
         image, _ = held_out_scenes(12, self.settings.side)
         bits = quantize(self.network.encode(image), self.settings.grids).bits
         steps = [
-            self.network.decode(sum_of_codes(bits[:kept], self.settings.grids[-1]))
-            for kept in range(1, len(bits) + 1)
+            self.network.decode(sum_of_codes(bits[:kept], self.settings.grids[-1])) for kept in range(1, len(bits) + 1)
         ]
         return sheet([[image[i], *(decoded[i] for decoded in steps)] for i in range(len(image))])
 

@@ -17,17 +17,18 @@ from gesso.errors import FileError, MissingError
 
 
 def write_card(model: Path, run: Path, tokenizer: Path, score: Path) -> Path:
-    """Write README.md, loss.png and samples.png into a model's folder; returns the card's path.
+    """Write README.md, score.json, loss.png and samples.png into a model's folder; returns the card's path.
 
     Raises FileError where a log, a sheet or the score is missing.
     """
-    answers = _read_json(score)
+    answers = {name: value for name, value in _read_json(score).items() if name != "answers"}
     sheets = sorted(run.glob("samples-*.png"))
     if not sheets:
         raise FileError(run, "holds no sample sheet", "train at least one evaluation")
     shutil.copyfile(sheets[-1], model / "samples.png")
     logs = {"tokenizer": _log(tokenizer), "transformer": _log(run)}
     draw_losses(logs, model / "loss.png")
+    (model / "score.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     card = model / "README.md"
     card.write_text(_card(model, answers, logs, _read_json(run / "recipe.json")), encoding="utf-8")
     return card
@@ -67,8 +68,8 @@ def _card(
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in request.items())
     return f"""# {model.name}
 
-A small Infinity (bitwise visual autoregression) that paints the *shapes* world at 64 x 64 pixels. Trained from nothing by
-Gesso's own trainers; {size / 1e6:.2f} MB of bfloat16 safetensors. Licence: Apache-2.0, like Gesso.
+A small Infinity (bitwise visual autoregression) that paints the *shapes* world at 64 x 64 pixels. Trained from nothing
+by Gesso's own trainers; {size / 1e6:.2f} MB of bfloat16 safetensors. Licence: Apache-2.0, like Gesso.
 
 ![samples](samples.png)
 
@@ -97,7 +98,8 @@ work going on beside it. `training.json` holds the whole recipe as it was run.
 
 ## Limits
 
-It knows 75 words, eight shapes, eight colours, up to four objects, one size of picture. Words it does not know are ignored.
+It knows 75 words, eight shapes, eight colours, up to four objects, one size of picture. Words it does not know are
+ignored.
 """
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import torch
 
 from gesso.errors import FileError, RunError
 
-_NAME = re.compile(r"step-(\d{8})\.pt")
+_NAME = re.compile(r"step-(\d{8,})\.pt")
 KEPT = 2
 
 
 def save(folder: Path, step: int, state: dict[str, object]) -> Path:
-    """Write the state of a finished step; on any failure the folder is as before."""
+    """Write the state of a finished step; on any failure the folder is as before. Raises RunError."""
     path = folder / f"step-{step:08d}.pt"
     aside = path.with_suffix(".partial")
     try:
@@ -29,25 +30,44 @@ def save(folder: Path, step: int, state: dict[str, object]) -> Path:
             os.fsync(file.fileno())
         aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        aside.unlink(missing_ok=True)
         raise RunError(f"checkpoint {path} could not be written: {error}") from error
+    finally:
+        for left in folder.glob("step-*.partial"):  # this one, and those of runs that were killed while writing
+            left.unlink(missing_ok=True)
     for old in _paths(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, object]] | None:
-    """The newest readable checkpoint and its path, or None where there is none."""
-    damaged: list[Path] = []
-    for path in reversed(_paths(folder)):
-        try:
-            return path, torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError):
-            damaged.append(path)
-    if damaged:
-        raise FileError(damaged[0], "no checkpoint here can be read", "remove the folder to begin anew")
+    """The newest checkpoint that is whole, and its path; None where there is none at all.
+
+    Raises FileError where there are checkpoints and every one is damaged.
+    """
+    paths = _paths(folder)
+    for path in reversed(paths):
+        if (state := _read(path)) is not None:
+            return path, state
+    if paths:
+        raise FileError(paths[-1], "no checkpoint here can be read", "remove the folder to begin anew")
     return None
 
 
+def _read(path: Path) -> dict[str, object] | None:
+    """The state, or None for a file that is damaged. torch does not check the checksums that it writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception:  # bytes of any kind make zipfile and torch raise nearly anything
+        return None
+    return state if isinstance(state, dict) else None
+
+
 def _paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+    """Checkpoints by step."""
+    found = [(int(name[1]), path) for path in folder.glob("step-*.pt") if (name := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]

@@ -26,8 +26,9 @@ class ExponentialAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warm else self.decay
         self.updates += 1
         averages = list(self.averages.values())
-        torch._foreach_mul_(averages, decay)
-        torch._foreach_add_(averages, [self.parameters[name].detach() for name in self.averages], alpha=1 - decay)
+        torch._foreach_mul_(averages, decay)  # pyright: ignore[reportPrivateImportUsage]
+        own = [self.parameters[name].detach() for name in self.averages]
+        torch._foreach_add_(averages, own, alpha=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     @torch.no_grad()

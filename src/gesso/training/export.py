@@ -1,6 +1,6 @@
 """A trained model as files: bfloat16 safetensors, a configuration, and a manifest of digests.
 
-Written aside and renamed as a whole folder. `weights/loading` reads what this writes.
+Written aside and renamed as a whole folder. `weights/infinity` reads what this writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gesso.errors import RunError
@@ -25,20 +25,31 @@ def save_model(
     facts: Mapping[str, object],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write `<part>.safetensors` for each part, `config.json`, `training.json` and `manifest.json`."""
+    """Write `<part>.safetensors` for each part, `config.json`, `training.json` and `manifest.json`.
+
+    Raises RunError where that fails; an older export then lies in its place, or beside it as `<name>.old`.
+    """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         for part, state in parts.items():
             tensors = {name: value.detach().to(dtype).contiguous() for name, value in state.items()}
-            save_file(tensors, aside / f"{part}.safetensors")
+            (aside / f"{part}.safetensors").write_bytes(save(tensors))
         (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (aside / "training.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
         (aside / "manifest.json").write_text(json.dumps(manifest.make(aside), indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
+        _replace(folder, aside)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"model {folder} could not be written: {error}") from error
 
+
+def _replace(folder: Path, aside: Path) -> None:
+    """Put the new folder where the old one is; between two renames, and never longer, there is neither."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    aside.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The task of training an Infinity transformer (with a word encoder) on a world's pictures, with self-correction.
 
-Not here: the loop (`loop`), the loss (`infinity_loss`), the networks (`models/infinity`), generation (`pipelines/infinity`).
+Not here: the loop (`loop`), the loss (`infinity_loss`), the networks (`models/infinity`), generation
+(`pipelines/infinity`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gesso.errors import MissingError, RequestError
+from gesso.models.infinity.autoencoder import Autoencoder
 from gesso.models.infinity.correction import draw_flips, training_tokens
 from gesso.models.infinity.initialization import InitialScales, initialize
 from gesso.models.infinity.scales import ScaleSchedule
@@ -78,10 +81,10 @@ class InfinityTask:
     """Predict the bits of every scale from the scales before it, some of whose bits are wrong."""
 
     def __init__(self, settings: InfinitySettings, batch: int, seed: int) -> None:
-        torch.manual_seed(seed)
         self.settings, self.batch, self.seed = settings, batch, seed
+        self.tokenizer = _tokenizer(settings)
+        torch.manual_seed(seed)
         self.network = InfinityNetwork(settings)
-        self.tokenizer = load_tokenizer(Path(settings.tokenizer))
         self.grids = settings.schedule.latent_grids(settings.network.patchify)
         self.layout = self.network.transformer.layout(settings.schedule)
         self.weights_L = scale_weights(settings.schedule) if settings.reweight else None
@@ -137,7 +140,9 @@ class InfinityTask:
             name="in training",
             digest="",
         )
-        return sheet([_paint(pipeline, GenerationRequest(prompt=prompt, seed=0, num_images=6)) for prompt in SAMPLE_PROMPTS])
+        return sheet(
+            [_paint(pipeline, GenerationRequest(prompt=prompt, seed=0, num_images=6)) for prompt in SAMPLE_PROMPTS]
+        )
 
     def export(self, folder: Path, facts: Mapping[str, object]) -> None:
         settings = self.settings
@@ -163,6 +168,22 @@ class InfinityTask:
         return torch.where(hidden & (ids_BT > UNKNOWN + 1), UNKNOWN, ids_BT)
 
 
+def _tokenizer(settings: InfinitySettings) -> Autoencoder:
+    """The trained tokenizer, checked to fit. Raises MissingError where there is none, RequestError where it differs."""
+    folder = Path(settings.tokenizer)
+    if not folder.is_dir():
+        raise MissingError(f"the trained tokenizer {folder}", "gesso train shapes-tokenizer")
+    tokenizer = load_tokenizer(folder)
+    cells = 4 if settings.network.patchify else 1
+    if tokenizer.config.bits * cells != settings.network.bits:
+        bits = f"a tokenizer of {settings.network.bits} bits a token"
+        raise RequestError("tokenizer", settings.tokenizer, bits, f"it has {tokenizer.config.bits * cells}")
+    side = settings.schedule.latent_grids(settings.network.patchify)[-1][0] * tokenizer.config.stride
+    if side != settings.side:
+        raise RequestError("side", settings.side, f"what schedule and tokenizer make, which is {side} pixels")
+    return tokenizer
+
+
 def _paint(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tensor]:
     """All pictures of a request as one batch, `[3,H,W]` each: the six verbs in a plain loop."""
     plan = pipeline.plan(request)
@@ -170,7 +191,7 @@ def _paint(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tenso
     states = [pipeline.begin(plan, conditioning, image) for image in range(request.num_images)]
     for _ in range(plan.steps):
         pipeline.step(states)
-    return [to_tensor(np.asarray(output.image)[None])[0] for output in pipeline.decode(states)]
+    return [to_tensor(np.array(output.image)[None])[0] for output in pipeline.decode(states)]
 
 
 def _bits(logits_BLV: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The training loop: any task, one process. Resuming continues bit for bit.
 
 All that is random in a step follows from the seed and the step's number, so a checkpoint holds parameters, optimizer,
-average and the step, and no generator. Not here: what is learned (`autoencoder`, `infinity`), configurations (`recipes/`).
+average and the step, and no generator. Not here: what is learned (`autoencoder`, `infinity`), configurations
+(`recipes/`).
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gesso.errors import FileError, RequestError, RunError
+from gesso.files import ready_folder, written_aside
 from gesso.training import checkpoint
 from gesso.training.ema import ExponentialAverage
 from gesso.training.schedules import warmup_cosine
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 
+_KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+_RECIPE, _LOG = "recipe.json", "log.jsonl"
+
 
 class Task(Protocol):
     """What is learned from what."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def heavy_modules(self) -> list[nn.Module]:
         """The parts worth compiling, each called with one shape only."""
@@ -82,12 +88,26 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise RequestError(name, getattr(self, name), "at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise RequestError("learning_rate", self.learning_rate, "a number above 0")
-        if self.precision not in ("bf16", "fp32"):
-            raise RequestError("precision", self.precision, "bf16 or fp32")
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            _check(name, value, math.isfinite(value) and value > 0, "a number above 0")
+        for name in ("warmup", "weight_decay"):
+            value = getattr(self, name)
+            _check(name, value, math.isfinite(value) and value >= 0, "a number from 0")
+        for name in ("final_rate", "average_decay"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        _check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        _check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
+        _check("seed", self.seed, 0 <= self.seed < 128, "from 0 to 127")  # beyond, seeds of scenes meet held-out ones
+        _check("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
+        known = bool(self.attention) and all(name in _KERNELS for name in self.attention)
+        _check("attention", self.attention, known, f"a list of {', '.join(_KERNELS)}")
+
+
+def _check(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise RequestError(name, value, allowed)
 
 
 class Trainer:
@@ -111,35 +131,44 @@ class Trainer:
         self.average = ExponentialAverage(self.network, settings.average_decay)
         # Without this the "MATH" kernel does its matmuls in float32 even under bf16 autocast.
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        if settings.compile:
-            for module in task.heavy_modules():
-                module.compile()
         self.step = 0
+        self._began = self._window_began = time.perf_counter()
+        self._window_step = 0
 
     def run(self, *, resume: bool = False) -> dict[str, float]:
-        """Train to the last step, export the average, and return the last evaluation."""
+        """Train to the last step, export the average, and return the last evaluation.
+
+        Raises FileError for a folder that holds another run, or one that nobody asked to resume; RunError where the
+        loss is no number any more, or the disk is full.
+        """
         self._open(resume)
-        figures: dict[str, float] = {}
-        settings, began, window = self.settings, time.perf_counter(), time.perf_counter()
+        settings, evaluation = self.settings, dict[str, float]()
+        if settings.compile:
+            for module in self.task.heavy_modules():
+                module.compile()
+        self._began = time.perf_counter()
+        self._begin_window()
         while self.step < settings.steps:
-            logged = self._train_step()
+            figures = self._train_step()
             self.step += 1
-            if self.step % settings.log_every == 0 or self.step == settings.steps:
-                now = time.perf_counter()
-                values = {name: round(float(value), 6) for name, value in logged.items()}
-                if not math.isfinite(values["loss"]):
-                    raise RunError(f"loss is {values['loss']} at step {self.step}; lower learning_rate and resume")
-                values |= {"seconds_per_step": round((now - window) / settings.log_every, 4)}
-                self._log(values | {"seconds": round(now - began, 1)})
-                window = now
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
+            logs, evaluates, saves = (
+                self.step % every == 0 or self.step == settings.steps
+                for every in (settings.log_every, settings.evaluate_every, settings.checkpoint_every)
+            )
+            if logs or saves:  # never save what cannot be mended by resuming
+                self._check_finite(figures)
+            if logs:
+                self._log_window(figures)
+            if evaluates:
+                evaluation = self._evaluate()
+            if saves:  # last, so that nothing of a saved step is missing from the log
                 self._save()
-            if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                figures = self._evaluate()
-                window = time.perf_counter()
+            if logs or evaluates:
+                self._begin_window()
+        evaluation = evaluation or self._evaluate()  # a finished run, resumed
         with self.average.swapped_in():
-            self.task.export(self.folder / "export", {"recipe": self.recipe, "evaluation": figures})
-        return figures
+            self.task.export(self.folder / "export", {"recipe": self.recipe, "evaluation": evaluation})
+        return evaluation
 
     def _train_step(self) -> dict[str, Tensor]:
         settings = self.settings
@@ -158,30 +187,43 @@ class Trainer:
         self.average.update()
         return {"loss": loss.detach(), "gradient_norm": norm.detach(), **figures}
 
+    def _check_finite(self, figures: Mapping[str, Tensor]) -> None:
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(value := float(figures[name])):
+                words = name.replace("_", " ")
+                raise RunError(f"{words} is {value} at step {self.step}; lower learning_rate and resume")
+
+    def _begin_window(self) -> None:
+        self._window_began, self._window_step = time.perf_counter(), self.step
+
+    def _log_window(self, figures: Mapping[str, Tensor]) -> None:
+        """A step's figures, and the seconds of a step since the last line."""
+        now = time.perf_counter()
+        each = (now - self._window_began) / (self.step - self._window_step)
+        values = {name: round(float(value), 6) for name, value in figures.items()}
+        self._log(values | {"seconds_per_step": round(each, 4), "seconds": round(now - self._began, 1)})
+
     def _evaluate(self) -> dict[str, float]:
         self.network.eval()
         # Held-out batches have other shapes: compiling for them would cost more than it saves.
         with torch.no_grad(), self.average.swapped_in(), torch.compiler.set_stance("force_eager"):
             figures = self.task.evaluate()
-            self.task.samples().save(self.folder / f"samples-{self.step:08d}.png")
+            with written_aside(self.folder / f"samples-{self.step:08d}.png") as path:
+                self.task.samples().save(path)
         self._log({f"evaluation/{name}": round(value, 6) for name, value in figures.items()})
         return figures
 
     def _open(self, resume: bool) -> None:
         """Prepare the folder and, on resuming, take up the newest checkpoint."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(self.folder, "the folder cannot be made", str(error.strerror or error)) from error
+        ready_folder(self.folder)
         found = checkpoint.newest(self.folder)
-        if found is None:
-            (self.folder / "recipe.json").write_text(json.dumps(self.recipe, indent=1) + "\n")
-            (self.folder / "log.jsonl").write_text("")
-            return
-        if not resume:
+        if not resume and (found or (self.folder / _RECIPE).exists()):
             raise FileError(self.folder, "a run lies here already", "pass --resume to continue it, or name another")
-        self._load(*found)
+        if found is not None:
+            self._load(*found)
         self._cut_log()
+        with written_aside(self.folder / _RECIPE) as path:
+            path.write_text(json.dumps(self.recipe, indent=1) + "\n", encoding="utf-8")
 
     def _load(self, path: Path, state: dict[str, object]) -> None:
         try:
@@ -189,7 +231,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
             self.average.load(state["average"])  # type: ignore[arg-type]
             self.step = int(state["step"])  # type: ignore[call-overload]
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise FileError(path, "the checkpoint is of another recipe", "name another folder") from error
 
     def _save(self) -> None:
@@ -205,30 +247,38 @@ class Trainer:
         )
 
     def _log(self, figures: Mapping[str, float]) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **figures}) + "\n")
+        path = self.folder / _LOG
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **figures}) + "\n")
+        except OSError as error:
+            raise RunError(f"{path} could not be written: {error.strerror or error}; make room and resume") from error
         self.report(self.step, self.settings.steps, figures)
 
     def _cut_log(self) -> None:
         """Drop lines past the checkpoint's step, which will be made again (and a last line cut short)."""
-        path = self.folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= self.step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
+        path = self.folder / _LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if self.step and path.exists() else []
+        with written_aside(path) as aside:
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self.step)
+            aside.write_text(kept, encoding="utf-8")
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
         return math.inf
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices only: not for vectors, biases, embeddings, modulation tables and learned tokens."""
-    free = ("bias", "norm", "embedding", "modulation", "null_text", "start", "log_scale", "query")
+    """Weight decay for the matrices of layers only: not for vectors, embeddings, and learned tables and tokens.
+
+    A checkpoint's optimizer goes by the order in these groups.
+    """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        spared = parameter.ndim < 2 or any(word in name and f"{word}.weight" not in name for word in free)
-        (others if spared or "embedding" in name else decayed).append(parameter)
+        is_matrix = name.endswith(".weight") and parameter.ndim >= 2 and "embedding" not in name
+        (decayed if is_matrix else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -72,11 +73,18 @@ def find(name_or_path: str) -> Entry:
     if name_or_path in _PUBLISHED:
         return _published(name_or_path)
     looks_like_path = "/" in name_or_path or "\\" in name_or_path or name_or_path.startswith((".", "~"))
-    if looks_like_path or Path(name_or_path).is_dir():
-        return _of_folder(Path(name_or_path).expanduser(), name_or_path)
+    if looks_like_path or Path(name_or_path).exists():
+        return _of_folder(_expanded(name_or_path), name_or_path)
     near = difflib.get_close_matches(name_or_path, names(), n=2)
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
     raise RequestError("model", name_or_path, "a known model", f"{suggestion}(gesso models lists {len(names())})")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # "~somebody" where nobody has that name
+        raise FileError(path, "no such folder", "name a model of the catalogue or a folder with one") from error
 
 
 def _of_folder(folder: Path, name: str) -> Entry:
@@ -113,8 +121,10 @@ def _published(name: str) -> Entry:
         folder=folder,
         layout="infinity",
         files=(transformer, tokenizer, _TEXT_FOLDER),
-        fetch=f"hf download FoundationVision/Infinity --include '{transformer}*' '{tokenizer}' --local-dir {folder} "
-        f"&& hf download google/flan-t5-xl --local-dir {folder / _TEXT_FOLDER}",
+        fetch=f"hf download FoundationVision/Infinity --include '{transformer}*' --include {tokenizer} "
+        f"--local-dir {shlex.quote(str(folder))} "
+        "&& hf download google/flan-t5-xl --include '*.json' --include '*.model' --include '*.safetensors' "
+        f"--local-dir {shlex.quote(str(folder / _TEXT_FOLDER))}",
         defaults={"width": edge, "height": edge, "guidance": 3.0, "temperature": 0.5 if "2b" in name else 1.0},
     )
 
@@ -128,7 +138,9 @@ def read_config(folder: Path) -> dict[str, object]:
         raise FileError(folder, "holds no model (no config.json)", "name a folder that gesso train has exported")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(path, "is not JSON", "fetch or export the model again") from error
     if not isinstance(config, dict):
         raise FileError(path, "is not a configuration", "fetch or export the model again")

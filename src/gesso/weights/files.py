@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], source: Path | str) ->
         if name in state and state[name].shape != value.shape
     )
     if missing or unexpected or mismatched:
-        raise WeightsError(str(source), missing=missing, unexpected=unexpected, mismatched=mismatched)
+        raise WeightsError(source, missing=missing, unexpected=unexpected, mismatched=mismatched)
     network.load_state_dict(dict(state), strict=True, assign=True)
 
 
@@ -71,21 +72,25 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(str(path), detail=f"truncated or not safetensors ({error})") from error
+        raise WeightsError(path, detail=f"truncated or not safetensors ({error})") from error
 
 
 def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is a plain pickle, which cannot be mapped
+        with warnings.catch_warnings(action="ignore"):  # about pickles of others; what matters is raised
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes of any kind make torch's reader raise nearly anything
         first = str(error).partition("\n")[0]
-        raise WeightsError(str(path), detail=f"truncated, or holds more than tensors ({first})") from error
+        raise WeightsError(path, detail=f"truncated, or holds more than tensors ({first})") from error
     for key in keys:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise WeightsError(str(path), detail="not a dictionary of tensors")
+        raise WeightsError(path, detail="not a dictionary of tensors")
     return found
 
 
@@ -109,9 +114,9 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_text())["weight_map"]
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise FileError(index, "not an index of shards", "fetch it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(name, str) and Path(name).name for name in found.values()):
         raise FileError(index, "not an index of shards", "fetch it again")
     return found

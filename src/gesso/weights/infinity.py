@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from gesso.errors import FileError, WeightsError
@@ -21,15 +22,17 @@ from gesso.models.infinity.checkpoint import (
     infer_transformer_config,
     transformer_state,
 )
-from gesso.models.infinity.scales import ScaleSchedule
 from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.weights import manifest
 from gesso.weights.catalogue import read_config
 from gesso.weights.files import fill, read_tensors
 
-Config = TypeVar("Config", AutoencoderConfig, InfinityConfig, WordEncoderConfig, ScaleSchedule)
+Config = TypeVar("Config")
 Network = TypeVar("Network", bound=nn.Module)
+
+_UNUSABLE = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError)
+"""What sizes that fit nothing raise, from a configuration's own check to the layers it is made into."""
 
 
 def load_tokenizer(folder: Path) -> Autoencoder:
@@ -49,9 +52,7 @@ def load_transformer(folder: Path) -> InfinityTransformer:
 
 def load_word_encoder(folder: Path) -> WordEncoder:
     """The word encoder of an exported folder, in float32."""
-    return _load_own(
-        folder, "text", WordEncoder, parse(WordEncoderConfig, read_config(folder).get("text"), folder)
-    )
+    return _load_own(folder, "text", WordEncoder, parse(WordEncoderConfig, read_config(folder).get("text"), folder))
 
 
 def load_published_transformer(path: Path, *, patchify: bool = False) -> InfinityTransformer:
@@ -60,8 +61,8 @@ def load_published_transformer(path: Path, *, patchify: bool = False) -> Infinit
     try:
         state = transformer_state(published)
         config = infer_transformer_config(state, patchify=patchify)
-    except (KeyError, ValueError) as error:
-        raise WeightsError(path, detail=f"not an Infinity transformer (no {error})") from error
+    except _UNUSABLE as error:
+        raise WeightsError(path, detail=f"not an Infinity transformer ({_reason(error)})") from error
     return _filled(InfinityTransformer, config, state, path)
 
 
@@ -71,26 +72,31 @@ def load_published_tokenizer(path: Path) -> Autoencoder:
     try:
         state = autoencoder_state(published)
         config = infer_autoencoder_config(state)
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(path, detail=f"not an Infinity tokenizer (no {error})") from error
+    except _UNUSABLE as error:
+        raise WeightsError(path, detail=f"not an Infinity tokenizer ({_reason(error)})") from error
     return _filled(Autoencoder, config, state, path)
 
 
 def parse(kind: type[Config], values: object, source: Path) -> Config:
-    """A configuration from JSON values: lists become tuples, unknown and missing fields are errors."""
+    """A configuration from JSON values, every value of its field's type; unknown and missing fields are errors."""
     if not isinstance(values, Mapping):
-        raise FileError(source, f"its configuration lacks a {kind.__name__}", "export the model again")
-    known = {field.name for field in fields(kind)}
+        raise FileError(source, f"its configuration has no values for {kind.__name__}", "export the model again")
+    known = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(values) - known):
         raise FileError(source, f"its configuration has unknown fields: {', '.join(unknown)}", "use a newer gesso")
     try:
-        return kind(**{name: _tuples(value) for name, value in values.items()})
-    except (TypeError, ValueError) as error:
-        raise FileError(source, f"its configuration is unusable: {error}", "export the model again") from error
+        return TypeAdapter(kind).validate_python(dict(values))
+    except (ValidationError, ArithmeticError) as error:
+        raise FileError(source, f"its configuration is unusable: {_reason(error)}", "export the model again") from error
 
 
-def _tuples(value: object) -> object:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def _reason(error: Exception) -> str:
+    """What is wrong, in a few words."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
 def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config: Config) -> Network:
@@ -100,7 +106,10 @@ def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config
 
 def _filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
     """The network in float32 and evaluation mode, filled without making its memory twice."""
-    with torch.device("meta"):
-        network = make(config)
+    try:
+        with torch.device("meta"):
+            network = make(config)
+    except _UNUSABLE as error:
+        raise WeightsError(source, detail=f"its sizes make no network ({_reason(error)})") from error
     fill(network, {name: value.float() for name, value in state.items()}, source)
     return network.eval().requires_grad_(False)

@@ -134,6 +134,7 @@ def test_a_golden_that_was_tampered_with_fails(tmp_path: Path, name: str, tensor
         (GREEDY, {"cfg_insertion_layer": [0, -2]}, "guidance at layers"),
         (CORRECTION, {"vae_scale_schedule_thw": [[1, 1, 1], [2, 4, 4]]}, "more than one frame"),
         ("j_image_transform", {"kind": "j: streaming order"}, "streaming order"),
+        ("h_ema", {"kind": "h: learning-rate schedule"}, "learning rate"),
         (QUANTIZER, {"kind": "z: something new"}, ""),
         (QUANTIZER, {"family": "unheard-of"}, ""),
     ],

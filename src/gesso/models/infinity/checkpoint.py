@@ -93,12 +93,14 @@ def transformer_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def autoencoder_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published tokenizer's state dict under our names; names without the `.conv`/`.norm` wrapper are accepted too."""
+    """A published tokenizer's state dict under our names; those without the `.conv`/`.norm` wrapper pass too."""
     state: dict[str, Tensor] = {}
     for name, value in published.items():
         if name.endswith("lfq.mask"):
             continue  # powers of two, used for integer labels that bits make needless
-        name = re.sub(r"(\.(?:conv|norm)[^.]*|shortcut|downsample|upsample)\.(?:conv|norm)\.(weight|bias)$", r"\1.\2", name)
+        name = re.sub(
+            r"(\.(?:conv|norm)[^.]*|shortcut|downsample|upsample)\.(?:conv|norm)\.(weight|bias)$", r"\1.\2", name
+        )
         name = re.sub(r"(downsample|upsample)\.conv\.", r"\1.", name)
         name = re.sub(r"\.(?:down|up)\.(\d+)\.block\.", r".levels.\1.blocks.", name)
         name = re.sub(r"\.(?:down|up)\.(\d+)\.", r".levels.\1.", name)

@@ -30,9 +30,7 @@ class SelfAttention(nn.Module):
         self.value_bias = nn.Parameter(torch.empty(width))
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self, x_BnC: Tensor, rotary: Turns | None, past: KeyValueCache.Layer | Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BnC: Tensor, rotary: Turns | None, past: KeyValueCache.Layer | Tensor | None) -> Tensor:
         """`past` is the cache while generating, the mask of scales while training, None for full attention."""
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
         qkv_Bn3HD = F.linear(x_BnC.to(self.qkv.weight.dtype), self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))

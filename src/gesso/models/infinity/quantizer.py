@@ -77,7 +77,7 @@ def enlarge(x_BKhw: Tensor, grid: Grid) -> Tensor:
 
 
 def to_tokens(x_BKhw: Tensor, patchify: bool) -> Tensor:
-    """Cells of a grid, row by row, as a transformer's tokens `[B,n,K]`; with `patchify`, 2x2 cells a token, `[B,n,4K]`."""
+    """Cells of a grid, row by row, as a transformer's tokens `[B,n,K]`; `patchify`: 2x2 cells a token, `[B,n,4K]`."""
     if patchify:
         x_BKhw = F.pixel_unshuffle(x_BKhw, 2)
     return x_BKhw.flatten(2).transpose(1, 2)
@@ -90,7 +90,7 @@ def from_tokens(tokens_BnK: Tensor, grid: Grid, patchify: bool) -> Tensor:
 
 
 def entropy(unit_BKhw: Tensor, temperature: float = 100.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft bit entropy in nats (BSQ, section 4): mean over cells of each cell's, of the codebook, and mean bit odds `[K,2]`.
+    """Soft bit entropy in nats (BSQ, section 4): mean over cells, of the codebook, and mean bit odds `[K,2]`.
 
     `unit_BKhw` is a normalised residual; probability of a zero bit is sigmoid(-4 z / sqrt(K) * temperature).
     """

@@ -37,7 +37,7 @@ def positions(schedule: ScaleSchedule, mode: RotaryMode = "normalized") -> Tenso
 
 @lru_cache(maxsize=64)
 def rotary_table(schedule: ScaleSchedule, head_width: int, mode: RotaryMode = "normalized") -> Tensor:
-    """Cosines and sines of every token, float32 `[2,L,D/2]`: first D/4 columns the row's angles, the rest the column's."""
+    """Cosines and sines of every token, float32 `[2,L,D/2]`: D/4 columns of the row's angles, then the column's."""
     if mode == "resized":
         return _resized_table(schedule, head_width)
     angles_L2F = positions(schedule, mode)[:, :, None] * _frequencies(head_width)

@@ -1,6 +1,7 @@
 """The published sizes of Infinity, by name: transformers and tokenizers.
 
-Source: `facts` of the published checkpoints and training code. Not here: files and places to get them (`weights/catalogue`).
+Source: `facts` of the published checkpoints and training code. Not here: files and where to get them
+(`weights/catalogue`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ table a block; cross-attention to text; a head of two logits a bit (infinite-voc
 Source: Infinity, arXiv:2412.04431, sections 3.1-3.3.
 
 Here: the network, for training (`forward`, all scales at once) and for generation (`step`, one scale over a cache).
-Not here: sampling bits (`sampling/bits`), guidance between prompts (`pipelines/infinity`), published names (`checkpoint`).
+Not here: sampling bits (`sampling/bits`), guidance between prompts (`pipelines/infinity`), published names
+(`checkpoint`).
 
 Shapes: B batch, L tokens of all scales, n tokens of one scale, C width, H heads, D head width, P = D/2 rotary pairs,
 T text tokens, E text width, K bits a token. The residual stream is float32; matmuls run in the blocks' dtype.
@@ -64,7 +65,7 @@ class InfinityConfig:
     @property
     def hidden(self) -> int:
         """Width inside the feed-forward: about 4C, to the nearest multiple of 256 (ties to even) as published."""
-        return self.feed_forward_width or round(4 * self.width / 256) * 256
+        return self.feed_forward_width or max(1, round(4 * self.width / 256)) * 256
 
 
 class TextCondition(NamedTuple):
@@ -240,12 +241,16 @@ class InfinityTransformer(nn.Module):
                 part.to(dtype)
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the blocks' matmuls, and of the cache."""
+        return self._blocks()[0].self_attention.qkv.weight.dtype
+
     def empty_cache(self, rows: int, schedule: ScaleSchedule) -> KeyValueCache:
         """A cache for `rows` rows of a schedule, in the blocks' dtype. The last scale needs no room."""
-        config, weight = self.config, self._blocks()[0].self_attention.qkv.weight
-        tokens = schedule.starts[-2]
+        config, tokens = self.config, schedule.starts[-2]
         return KeyValueCache.empty(
-            config.depth, rows, config.heads, tokens, config.head_width, weight.dtype, weight.device
+            config.depth, rows, config.heads, tokens, config.head_width, self.dtype, self.start.device
         )
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -269,9 +274,7 @@ class InfinityTransformer(nn.Module):
         every = self.config.scale_embedding_every
         return block % every == 0 if every else block == 0
 
-    def _rotary(
-        self, schedule: ScaleSchedule, start: int, end: int, device: torch.device
-    ) -> Turns | None:
+    def _rotary(self, schedule: ScaleSchedule, start: int, end: int, device: torch.device) -> Turns | None:
         if self.config.rotary is None:
             return None
         table = rotary_table(schedule, self.config.head_width, self.config.rotary)[:, start:end]
@@ -292,7 +295,7 @@ def scale_indices(schedule: ScaleSchedule, device: torch.device | str = "cpu") -
 
 
 def scale_mask(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:
-    """Training mask, bool `[L,L]`: a token (row) sees all tokens of its own and earlier scales. Make once a schedule."""
+    """Training mask, bool `[L,L]`: a token (row) sees all tokens of its own and earlier scales."""
     index_L = scale_indices(schedule, device)
     return index_L[:, None] >= index_L
 

@@ -10,11 +10,18 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from gesso.errors import RequestError
 from gesso.training.recipes import shapes as _shapes
 from gesso.training.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Node = TypeVar("Node")
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-tokenizer": _shapes.shapes_tokenizer,
@@ -36,52 +43,79 @@ def load(name: str) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: Mapping[str, str]) -> Recipe:
-    """The recipe with fields set from text, by path or, where only one field has the name, by name alone."""
-    for path, text in overrides.items():
-        recipe = cast("Recipe", _set(recipe, _full_path(recipe, path), path, text))
-    return recipe
+    """The recipe with fields set from text, by path or, where only one field has the name, by name alone.
+
+    All are set together, so that values which depend on each other may change in any order. Raises RequestError for a
+    field that is unknown or ambiguous, and for values of the wrong type or that do not go together.
+    """
+    changes: dict[tuple[str, ...], tuple[str, str]] = {}
+    for given, text in overrides.items():
+        path = _full_path(recipe, given)
+        if path in changes:
+            raise RequestError("set", given, "set once", f"it is {'.'.join(path)}, which is set already")
+        changes[path] = (given, text)
+    return _changed(recipe, changes)
 
 
-def _full_path(recipe: Recipe, path: str) -> list[str]:
-    paths = _paths(recipe)
-    found = [p for p in paths if ".".join(p) == path] or [p for p in paths if p[-1] == path]
+def _full_path(recipe: Recipe, given: str) -> tuple[str, ...]:
+    paths = [(part, *path) for part in ("settings", "loop") for path in _paths(getattr(recipe, part))]
+    found = [path for path in paths if ".".join(path) == given] or [path for path in paths if path[-1] == given]
     if len(found) == 1:
         return found[0]
-    known = [".".join(p) for p in (found or paths)]
-    near = difflib.get_close_matches(path, known, n=3) or known
-    raise RequestError("set", path, "one field of the recipe", f"one of: {', '.join(near)}")
+    known = [".".join(path) for path in (found or paths)]
+    near = [name for name in known if name.endswith(f".{given}")]
+    near = near or difflib.get_close_matches(given, known, n=3) or _ends_like(given, known) or known
+    raise RequestError("set", given, "one field of the recipe", f"one of: {', '.join(near)}")
 
 
-def _paths(node: object, prefix: tuple[str, ...] = ()) -> list[list[str]]:
-    found: list[list[str]] = []
-    if not dataclasses.is_dataclass(node):
-        return found
-    for field in dataclasses.fields(node):
-        value, path = getattr(node, field.name), (*prefix, field.name)
-        found += _paths(value, path) if dataclasses.is_dataclass(value) else [list(path)]
-    return found
+def _ends_like(given: str, paths: list[str]) -> list[str]:
+    """Paths whose last part is spelt nearly so."""
+    near = difflib.get_close_matches(given, [path.rpartition(".")[2] for path in paths], n=3)
+    return [path for path in paths if path.rpartition(".")[2] in near]
 
 
-def _set(node: object, path: list[str], name: str, text: str) -> object:
-    if not path:
-        return text
-    old = getattr(node, path[0])
-    new = _set(old, path[1:], name, text) if len(path) > 1 else _parsed(name, text, old)
-    return dataclasses.replace(node, **{path[0]: new})  # type: ignore[type-var]
+def _paths(node: object) -> list[tuple[str, ...]]:
+    """Where the values lie that are no configurations themselves."""
+    if not _is_record(node):
+        return [()]
+    return [(field.name, *path) for field in dataclasses.fields(node) for path in _paths(getattr(node, field.name))]
 
 
-def _parsed(name: str, text: str, old: object) -> object:
-    """A value from text, of the old value's kind."""
-    if isinstance(old, str):
-        return text
+def _changed(node: Node, changes: Mapping[tuple[str, ...], tuple[str, str]]) -> Node:
+    """A copy of a record with all changes below it; `changes` are path -> (as it was named, new value as text)."""
+    if not changes or not _is_record(node):
+        return node
+    hints = get_type_hints(type(node))
+    values: dict[str, object] = {}
+    for name in dict.fromkeys(path[0] for path in changes):
+        below = {path[1:]: change for path, change in changes.items() if path[0] == name}
+        leaf = below.get(())
+        values[name] = _changed(getattr(node, name), below) if leaf is None else _parsed(*leaf, hints[name])
     try:
-        value = json.loads(text)
+        return dataclasses.replace(node, **values)
+    except (ValueError, ArithmeticError) as error:
+        named = ", ".join(given for given, _ in changes.values())
+        raise RequestError("set", named, "usable with these values", str(error)) from error
+
+
+def _is_record(node: object) -> TypeGuard[DataclassInstance]:
+    return dataclasses.is_dataclass(node) and not isinstance(node, type)
+
+
+def _parsed(name: str, text: str, kind: object) -> object:
+    """A value from text: JSON, or bare words where the field holds text."""
+    try:
+        value = json.loads(text) if kind is not str else text
     except ValueError:
         value = text
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if old is not None and type(value) is not type(old):
-        raise RequestError(name, text, f"of the kind of {old!r}")
-    return value
+    if isinstance(value, bool) and kind is not bool:  # pydantic would take true for 1
+        raise RequestError(name, text, _words(kind))
+    try:
+        return TypeAdapter(kind).validate_python(value)  # pyright: ignore[reportArgumentType]
+    except ValidationError as error:
+        raise RequestError(name, text, _words(kind)) from error
+
+
+def _words(kind: object) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, f"of the kind {kind}") if isinstance(kind, type) else f"of the kind {kind}"

@@ -44,9 +44,7 @@ def infinity_nano() -> Recipe:
         name="infinity-nano",
         make=InfinityTask,
         settings=InfinitySettings(
-            network=InfinityConfig(
-                depth=6, width=160, heads=2, bits=16, text_width=128, text_length=32, pool_heads=2
-            ),
+            network=InfinityConfig(depth=6, width=160, heads=2, bits=16, text_width=128, text_length=32, pool_heads=2),
             text=WordEncoderConfig(vocabulary=VOCABULARY, width=128, depth=2, heads=4, length=32),
             tokenizer="runs/shapes-tokenizer/export",
             schedule=ScaleSchedule(GRIDS, rotary_grid=GRIDS[-1]),

@@ -52,7 +52,8 @@ class Claim:
     """What a text states about a picture.
 
     `looks` is (shape, colour) of each object named, two for a pair and one otherwise; `number` is how many there are of
-    each look (1 for a pair); None stands for what is left unsaid. `relation` is where the first lies as seen from the second.
+    each look (1 for a pair); None stands for what is left unsaid. `relation` is where the first lies, seen from the
+    second.
     """
 
     looks: tuple[tuple[str, str | None], ...]

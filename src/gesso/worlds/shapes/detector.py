@@ -5,8 +5,8 @@ In here: `detect` and what it returns. Not in here: whether a prompt was met (`s
 The way: the background is the palette colour of the picture's frame; what differs from it falls into connected
 components; each component's colour is that of its inside, which must be of one colour; its coverage (how far each
 pixel is from background to colour) is laid against the outline of every shape, placed and sized by area and centre
-of mass. The best overlap names the shape if it is good enough, clearly better than the next, and has as many holes as it
-should; otherwise the object is "unknown". Nothing is learned, so on drawn scenes the answer is exact.
+of mass. The best overlap names the shape if it is good enough, clearly better than the next, and has as many holes as
+it should; otherwise the object is "unknown". Nothing is learned, so on drawn scenes the answer is exact.
 """
 
 from __future__ import annotations

@@ -1,0 +1,15 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_infinity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Infinity with random weights; read it, never write to it."""
+    from tests.tiny_infinity import write_tiny_infinity
+
+    return write_tiny_infinity(tmp_path_factory.mktemp("models") / "tiny-infinity")

@@ -1,0 +1,92 @@
+"""Tiny recipes on the shapes world, whole runs of which take about a second; and runs compared exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gesso.training import checkpoint
+from gesso.training.autoencoder import AutoencoderSettings, AutoencoderTask
+from gesso.training.infinity import InfinitySettings, InfinityTask
+from gesso.training.loop import LoopSettings, Report, Trainer
+from gesso.training.recipes.recipe import Recipe
+from gesso.worlds.shapes import VOCABULARY
+from tests.tiny_infinity import NETWORK, SQUARE, TEXT, TOKENIZER
+
+_CLOCKS = {"seconds", "seconds_per_step"}
+
+
+def tiny_loop(**fields: object) -> LoopSettings:
+    settings: dict[str, object] = {"steps": 6, "batch": 2, "learning_rate": 1e-3, "warmup": 2, "log_every": 1}
+    settings |= {"evaluate_every": 3, "checkpoint_every": 2}
+    return LoopSettings(**(settings | fields))  # type: ignore[arg-type]
+
+
+def tokenizer_recipe(**loop: object) -> Recipe:
+    """Half of its batches decode partial sums; bf16 autocast, as the real recipe."""
+    settings = AutoencoderSettings(network=TOKENIZER, grids=SQUARE.grids, side=32, partial_share=0.5, held_out=4)
+    return Recipe(name="tiny-tokenizer", make=AutoencoderTask, settings=settings, loop=tiny_loop(**loop))
+
+
+def infinity_recipe(tokenizer: Path, **loop: object) -> Recipe:
+    """With everything that draws at random: flips, dropped and unknown words, drop path."""
+    settings = InfinitySettings(
+        network=replace(NETWORK, drop_path=0.3, text_length=32),
+        text=replace(TEXT, vocabulary=VOCABULARY, length=32),
+        tokenizer=str(tokenizer),
+        schedule=SQUARE,
+        side=32,
+        held_out=4,
+        condition_drop=0.3,
+        generation=(("guidance", 2.0), ("temperature", (1.0, 0.9, 0.8, 0.7, 0.6))),
+    )
+    return Recipe(name="tiny-infinity", make=InfinityTask, settings=settings, loop=tiny_loop(**loop))
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, report: Report | None = None) -> dict[str, float]:
+    """A run from its beginning or from its newest checkpoint, with everything made anew as in a process of its own."""
+    torch.manual_seed(12345)  # whatever was drawn before must not matter
+    return Trainer(recipe.task(), recipe.loop, folder, recipe=recipe.as_dict(), report=report).run(resume=resume)
+
+
+def stop_at(step: int) -> Report:
+    """A report that interrupts the run as soon as this step is logged."""
+
+    def report(at: int, steps: int, figures: Mapping[str, float]) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def state_of(folder: Path) -> dict[str, object]:
+    """The newest checkpoint's state."""
+    found = checkpoint.newest(folder)
+    assert found is not None
+    return found[1]
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """The log without what clocks measured."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in _CLOCKS} for line in lines]
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    """Contents of every exported file."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "export").iterdir())}
