@@ -37,6 +37,9 @@ class RandomText:
     def count(self, prompt: str) -> int:
         return TEXT_TOKENS
 
+    def unknown(self, prompt: str) -> list[str]:
+        return []
+
     def features(self, prompts: object) -> list[torch.Tensor]:
         return [torch.randn(TEXT_TOKENS, 2048, generator=torch.Generator().manual_seed(0))]
 

@@ -1,4 +1,4 @@
-"""Score a model by GenEval's six categories, asked of the shapes world. Twelve prompts only: see `gesso eval shapes`."""
+"""Score a model by GenEval's six categories, on twelve prompts only: `gesso eval shapes` asks 600."""
 
 import gesso
 from gesso.evaluation.shapes import evaluate

@@ -41,6 +41,9 @@ class RecordedText:
     def count(self, prompt: str) -> int:
         return len(self.by_prompt[prompt])
 
+    def unknown(self, prompt: str) -> list[str]:
+        return []
+
     def features(self, prompts: Sequence[str]) -> list[Tensor]:
         return [self.by_prompt[prompt] for prompt in prompts]
 

@@ -156,8 +156,15 @@ def _paint_all(
         return []
     view.line(f"loading {tasks[0].request.model}")
     from gesso.engine import Engine
+    from gesso.engine.loading import load_planner
+
+    if planner := load_planner(tasks[0].request.model):
+        for task in tasks:
+            if task.image == 0:  # the last prompt's mistake is found before the first prompt's pictures are made
+                planner.plan(task.request)
 
     files: list[Path] = []
+    told: set[str] = set()
     try:
         with Engine(device=device) as engine:
             view.begin_bar("painting", len(tasks))
@@ -165,7 +172,7 @@ def _paint_all(
                 with uninterrupted():
                     files.append(destination.save(task, result))
                     view.result(_result_line(task, result, files[-1], as_json=as_json))
-                _tell_warnings(result, view, first=len(files) == 1)
+                _tell_warnings(result, view, told)
     except (CancelledError, KeyboardInterrupt):
         kept = f"kept {len(files)} of {len(tasks)} pictures"
         raise CancelledError(f"interrupted; {kept}; the same command with --resume makes the rest") from None
@@ -174,11 +181,12 @@ def _paint_all(
     return files
 
 
-def _tell_warnings(result: Result, view: View, *, first: bool) -> None:
-    """Warnings are the same for every picture of a command, so the first tells them."""
+def _tell_warnings(result: Result, view: View, told: set[str]) -> None:
+    """Each warning once, however many pictures it concerns."""
     warnings = result.metadata.get("warnings")
-    if first and isinstance(warnings, list):
-        for text in warnings:
+    for text in warnings if isinstance(warnings, list) else ():
+        if text not in told:
+            told.add(text)
             view.warn(str(text))
 
 

@@ -35,10 +35,10 @@ def plan(
     settings = load_settings({"device": device})
 
     from gesso.engine.device import default_device
-    from gesso.engine.loading import load_pipeline
+    from gesso.engine.loading import load_pipeline, load_planner
 
     place = settings.device or default_device()
-    made = load_pipeline(request.model, place, None).plan(request)
+    made = (load_planner(request.model) or load_pipeline(request.model, place)).plan(request)
     speed = measured_speed(place)
     if as_json:
         typer.echo(json.dumps(_as_object(made, speed, place), ensure_ascii=False))

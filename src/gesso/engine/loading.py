@@ -13,9 +13,10 @@ import torch
 from gesso.engine.device import has_fast_bfloat16
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.models.flan_t5 import FlanT5
-from gesso.models.infinity.autoencoder import AutoencoderConfig
+from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
-from gesso.models.infinity.transformer import InfinityConfig
+from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
+from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.pipelines.contract import Pipeline
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
@@ -49,16 +50,43 @@ def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> P
     without bfloat16, else bfloat16.
     Raises RequestError, FileError, WeightsError, or MissingError with the command that fetches what is missing.
     """
-    entry = catalogue.find(name_or_path)
+    entry = _complete_entry(name_or_path)
     if dtype is not None and dtype not in _DTYPES:
         raise RequestError("dtype", dtype, "a dtype that is known", f"one of: {', '.join(_DTYPES)}")
+    chosen = _DTYPES[dtype] if dtype else _default_dtype(entry, device)
+    load = _load_own if entry.layout == "gesso" else _load_published
+    return load(entry, device, chosen)
+
+
+def load_planner(name_or_path: str) -> Pipeline | None:
+    """A pipeline that can plan and nothing else: networks have their shapes and no weights, which are not read.
+
+    None for published models, whose sizes are in their weights. Raises as `load_pipeline` does.
+    """
+    entry = _complete_entry(name_or_path)
+    if entry.layout != "gesso":
+        return None
+    config = catalogue.read_config(entry.folder)
+    with torch.device("meta"):
+        return InfinityPipeline(
+            transformer=InfinityTransformer(parse(InfinityConfig, config.get("network"), entry.folder)),
+            autoencoder=Autoencoder(parse(AutoencoderConfig, config.get("tokenizer"), entry.folder)),
+            text=WordEncoder(parse(WordEncoderConfig, config.get("text"), entry.folder)),
+            schedules=_schedules(entry.folder),
+            defaults=_defaults(entry),
+            name=entry.name,
+            digest="",
+        )
+
+
+def _complete_entry(name_or_path: str) -> Entry:
+    """The catalogue's entry of a model whose files are all here."""
+    entry = catalogue.find(name_or_path)
     if missing := entry.missing_files():
         if entry.fetch:
             raise MissingError(f"{entry.name} ({', '.join(missing)})", entry.fetch)
         raise FileError(entry.folder, f"lacks {', '.join(missing)}", "export the model again")
-    chosen = _DTYPES[dtype] if dtype else _default_dtype(entry, device)
-    load = _load_own if entry.layout == "gesso" else _load_published
-    return load(entry, device, chosen)
+    return entry
 
 
 def _default_dtype(entry: Entry, device: str) -> torch.dtype:

@@ -64,6 +64,10 @@ class FlanT5:
         """Tokens of a prompt, the end mark included, before any cut."""
         return len(self._tokenizer(prompt, verbose=False)["input_ids"])
 
+    def unknown(self, prompt: str) -> list[str]:
+        """None: its pieces spell any word."""
+        return []
+
     @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features of each prompt with its own T. Padding to the longest is masked, so it changes only rounding."""

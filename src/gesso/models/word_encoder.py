@@ -50,6 +50,10 @@ class WordEncoder(nn.Module):
         """Tokens of a prompt, the end mark included, before any cut."""
         return len(split_words(prompt)) + 1
 
+    def unknown(self, prompt: str) -> list[str]:
+        """Words of a prompt that the encoder has never met, in order, each once."""
+        return [word for word in dict.fromkeys(split_words(prompt)) if word not in self.ids]
+
     def token_ids(self, prompts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids `[B,T]`, padded with `PAD` to the longest prompt or to `length`; unknown words are `UNKNOWN`."""
         words = [split_words(prompt)[: self.config.length - 1] for prompt in prompts]

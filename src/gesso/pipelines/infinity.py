@@ -111,7 +111,8 @@ class InfinityPipeline:
         total = sum(costs, Cost(flops=text_flops(self.config, tokens), bytes=0.0))
         latent = schedule.latent_grids(self.config.patchify)[-1]
         total += Cost(flops=decode_flops(self.autoencoder.config, latent), bytes=0.0)
-        return Plan(request=filled, steps=len(schedule), cost=total, peak_bytes=self._peak_bytes(schedule, latent))
+        peak = self._peak_bytes(schedule, latent)
+        return Plan(request=filled, steps=len(schedule), cost=total, peak_bytes=peak, warnings=self._warnings(request))
 
     def _schedule(self, request: GenerationRequest) -> tuple[ScaleSchedule, tuple[int, int]]:
         width, height = request.width, request.height
@@ -139,6 +140,10 @@ class InfinityPipeline:
                 field, text, f"at most {most} tokens long for {self.name}", f"it has {tokens}; shorten it"
             )
         return tokens
+
+    def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
+        unknown = dict.fromkeys([*self.text.unknown(request.prompt), *self.text.unknown(request.negative)])
+        return (f"{self.name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
 
     def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
         """Cost of each scale of one picture."""

@@ -28,7 +28,8 @@ from gesso.request import GenerationRequest
 from gesso.training.export import save_model
 from gesso.training.infinity_loss import bitwise_loss, scale_weights
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet, to_tensor
-from gesso.weights.infinity import load_tokenizer
+from gesso.weights.files import fill
+from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder
 
 SAMPLE_PROMPTS = (
     "a large red circle on a white background",
@@ -44,11 +45,15 @@ SAMPLE_PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class InfinitySettings:
-    """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model."""
+    """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model.
+
+    `start_from` is the folder of an exported model of the same sizes to go on from, "" to begin from nothing.
+    """
 
     network: InfinityConfig
     text: WordEncoderConfig
     tokenizer: str
+    start_from: str = ""
     schedule: ScaleSchedule
     side: int
     flip_strength: float = 0.2
@@ -85,6 +90,8 @@ class InfinityTask:
         self.tokenizer = _tokenizer(settings)
         torch.manual_seed(seed)
         self.network = InfinityNetwork(settings)
+        if settings.start_from:
+            _go_on_from(Path(settings.start_from), self.network)
         self.grids = settings.schedule.latent_grids(settings.network.patchify)
         self.layout = self.network.transformer.layout(settings.schedule)
         self.weights_L = scale_weights(settings.schedule) if settings.reweight else None
@@ -182,6 +189,12 @@ def _tokenizer(settings: InfinitySettings) -> Autoencoder:
     if side != settings.side:
         raise RequestError("side", settings.side, f"what schedule and tokenizer make, which is {side} pixels")
     return tokenizer
+
+
+def _go_on_from(folder: Path, network: InfinityNetwork) -> None:
+    """Take the weights of an exported model. Raises WeightsError where its sizes differ."""
+    for part, source in ((network.transformer, load_transformer(folder)), (network.text, load_word_encoder(folder))):
+        fill(part, source.state_dict(), folder)
 
 
 def _paint(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tensor]:

@@ -45,7 +45,7 @@ class Entry:
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _OWN_FILES = ("config.json", "manifest.json", "transformer.safetensors", "text.safetensors", "tokenizer.safetensors")
-_NANO = ("infinity-nano",)
+_NANO = {"infinity-nano": "the shapes world at 64 pixels, trained by this project; needs no download"}
 
 # name -> (description, transformer, tokenizer, pixels of the default size's edge)
 _PUBLISHED: dict[str, tuple[str, str, str, int]] = {
@@ -98,7 +98,7 @@ def _of_folder(folder: Path, name: str) -> Entry:
     return Entry(
         name=name,
         family=family,
-        description=str(config.get("description", "trained with gesso train")),
+        description=_NANO[name] if shipped else "trained with gesso train",
         licence="Apache-2.0" if shipped else "yours",
         source="ships with gesso" if shipped else "local folder",
         folder=folder,

@@ -164,3 +164,10 @@ def test_operations_are_those_that_torch_counts(pipeline: InfinityPipeline) -> N
 
 def _close(stated: float, counter: FlopCounterMode, share: float) -> None:
     assert abs(stated - counter.get_total_flops()) <= share * stated
+
+
+def test_words_it_does_not_know_are_told(pipeline: InfinityPipeline) -> None:
+    plan = pipeline.plan(ask(prompt="a red Zebra on a zebra", negative="fog"))
+    assert len(plan.warnings) == 1
+    assert "'zebra', 'fog'" in plan.warnings[0]
+    assert pipeline.plan(ask()).warnings == ()

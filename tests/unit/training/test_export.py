@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,20 @@ import torch
 from safetensors.torch import load_file
 
 from gesso.engine.loading import load_pipeline
-from gesso.errors import RunError
+from gesso.errors import RunError, WeightsError
 from gesso.metadata import read_record
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.request import GenerationRequest
 from gesso.training.autoencoder import psnr
 from gesso.training.export import save_model
+from gesso.training.infinity import InfinityTask
 from gesso.training.pictures import held_out_scenes, scenes_of_step, to_tensor
 from gesso.weights import manifest
 from gesso.weights.infinity import load_tokenizer
 from tests.oracle import run_plainly
 from tests.tiny_infinity import TOKENIZER
 from tests.unit.cli.running import call
-from tests.unit.training.tiny_recipes import state_of
+from tests.unit.training.tiny_recipes import infinity_recipe, state_of
 
 
 def _averages(run: Path, part: str = "") -> dict[str, torch.Tensor]:
@@ -194,3 +196,16 @@ def test_ctrl_c_names_the_way_on(
     outcome = call(capsys, "train", "shapes-tokenizer", "-o", tmp_path / "run")
     assert outcome.status == 130
     assert outcome.error.startswith("interrupted; the same command with --resume goes on in")
+
+
+def test_going_on_from_an_exported_model(tokenizer_run: Path, infinity_run: Path, tmp_path: Path) -> None:
+    """Training begins with the exported weights; a model of other sizes is refused, naming tensors."""
+    recipe = infinity_recipe(tokenizer_run / "export")
+    settings = replace(recipe.settings, start_from=str(infinity_run / "export"))  # type: ignore[type-var]
+    network = InfinityTask(settings, batch=2, seed=0).network  # type: ignore[arg-type]
+    exported = load_file(infinity_run / "export" / "transformer.safetensors")
+    assert all(torch.equal(network.transformer.get_parameter(name), value.float()) for name, value in exported.items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    other = replace(settings, network=replace(settings.network, depth=1))  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError, match="blocks.1"):
+        InfinityTask(other, batch=2, seed=0)

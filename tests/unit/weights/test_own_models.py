@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gesso.engine import Engine
-from gesso.engine.loading import load_pipeline
+from gesso.engine.loading import load_pipeline, load_planner
 from gesso.errors import FileError, GessoError, RequestError, WeightsError
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.request import GenerationRequest
@@ -238,3 +238,18 @@ def test_a_device_that_is_not_there_is_one_line(tiny_infinity: Path) -> None:
     with Engine(device="cuda") as engine, pytest.raises(GessoError) as caught:
         engine.run(request)
     assert "\n" not in str(caught.value)
+
+
+def test_a_planner_plans_the_same_without_reading_weights(model: Path) -> None:
+    request = GenerationRequest(prompt="a red star", seed=1)
+    whole = load_pipeline(str(model), "cpu").plan(request)
+    for part in model.glob("*.safetensors"):
+        part.write_bytes(b"")
+    planner = load_planner(str(model))
+    assert planner is not None
+    assert planner.plan(request) == whole
+
+
+def test_planner_of_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no such folder"):
+        load_planner(str(tmp_path / "nothing"))
