@@ -207,5 +207,5 @@ def test_going_on_from_an_exported_model(tokenizer_run: Path, infinity_run: Path
     assert all(torch.equal(network.transformer.get_parameter(name), value.float()) for name, value in exported.items())
     assert all(parameter.requires_grad for parameter in network.parameters())
     other = replace(settings, network=replace(settings.network, depth=1))  # type: ignore[attr-defined]
-    with pytest.raises(WeightsError, match="blocks.1"):
+    with pytest.raises(WeightsError, match=r"blocks\.1"):
         InfinityTask(other, batch=2, seed=0)
