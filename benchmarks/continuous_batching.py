@@ -9,7 +9,6 @@ of 1 offers as many pictures a second as the engine paints one after another.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.measuring import report
+from benchmarks.measuring import Claims, arguments
 from gesso.engine import Engine, Job
 from gesso.request import GenerationRequest
 
@@ -103,11 +102,11 @@ def poisson_arrivals(engine: Engine, requests: list[GenerationRequest], rate: fl
     )
 
 
-def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: int) -> None:
+def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: int, claims: Claims) -> None:
     """Measure both claims and print their lines."""
     requests = requests_of(model, count)
     together, apart = together_and_apart(make, requests, repeats)
-    report(
+    claims.report(
         f"{count} requests together, pictures/s (rival: one after another; wanted: ratio >= 3)",
         count / together,
         count / apart,
@@ -121,7 +120,7 @@ def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: in
                 warm(engine, requests)
                 met[policy] = poisson_arrivals(engine, stream, load * count / apart, seed=int(load * 10))
         laggards, oldest = met["laggards"], met["oldest"]
-        report(
+        claims.report(
             f"laggards under Poisson arrivals at load {load}, mean seconds to a picture (rival: oldest)",
             laggards.mean,
             oldest.mean,
@@ -131,7 +130,7 @@ def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: in
             company_laggards=laggards.company,
             company_oldest=oldest.company,
         )
-        report(
+        claims.report(
             f"laggards under Poisson arrivals at load {load}, pictures/s (rival: oldest)",
             laggards.throughput,
             oldest.throughput,
@@ -144,7 +143,7 @@ def make_engine(policy: str, *, device: str | None, max_batch: int) -> Engine:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="infinity-nano")
     parser.add_argument("--requests", type=int, default=16, help="how many arrive together")
     parser.add_argument("--arrivals", type=int, default=96, help="how many arrive one by one, at each load and policy")
@@ -152,8 +151,10 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--device")
     given = parser.parse_args()
+    claims = Claims("continuous-batching", given.save)
     make = partial(make_engine, device=given.device, max_batch=given.max_batch)
-    compare(make, given.model, given.requests, given.repeats, given.arrivals)
+    compare(make, given.model, given.requests, given.repeats, given.arrivals, claims)
+    claims.keep()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ such cores.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
 
-from benchmarks.measuring import matmul_ceiling, memory_ceiling, report, seconds
+from benchmarks.measuring import Claims, arguments, matmul_ceiling, memory_ceiling, seconds
 from gesso.models.infinity.autoencoder import Autoencoder
 from gesso.models.infinity.cost import decode_flops
 from gesso.models.infinity.initialization import initialize
@@ -61,7 +60,7 @@ def pipeline_of(size: str, dtype: torch.dtype, scales: ScaleSchedule) -> Infinit
     )
 
 
-def measure(dtype: torch.dtype, repeats: int) -> None:
+def measure(dtype: torch.dtype, repeats: int, claims: Claims) -> None:
     """Print one line a scale, one for all scales, one for the decoder."""
     scales = schedule("1.000", "0.06M")
     pipeline = pipeline_of("125M", dtype, scales)
@@ -82,30 +81,40 @@ def measure(dtype: torch.dtype, repeats: int) -> None:
     for scale, (spent, cost) in enumerate(zip(medians, costs, strict=True)):
         floor = max(cost.flops / flops_ceiling, cost.bytes / bytes_ceiling)
         grid = "x".join(str(edge) for edge in scales.grids[scale])
-        report(
+        claims.report(
             f"125M {name}, scale {scale} ({grid}), seconds (floor: operations or bytes)", spent, floor, spent / floor
         )
     total, flops = sum(medians), sum(cost.flops for cost in costs)
     floor = sum(max(cost.flops / flops_ceiling, cost.bytes / bytes_ceiling) for cost in costs)
-    report(f"125M {name}, all scales, seconds (floor: operations or bytes)", total, floor, total / floor,
-           gigaflop=flops / 1e9, matmul_ceiling_gigaflops=flops_ceiling / 1e9)  # fmt: skip
-    report(f"125M {name}, all scales, seconds (rival: published code, float32)", total, RIVAL_SCALES,
-           RIVAL_SCALES / total)  # fmt: skip
+    claims.report(
+        f"125M {name}, all scales, seconds (floor: operations or bytes)",
+        total,
+        floor,
+        total / floor,
+        gigaflop=flops / 1e9,
+        matmul_ceiling_gigaflops=flops_ceiling / 1e9,
+    )
+    claims.report(
+        f"125M {name}, all scales, seconds (rival: published code, float32)", total, RIVAL_SCALES, RIVAL_SCALES / total
+    )
     decode = seconds(lambda: list(pipeline.decode([state])), repeats)
     latent = scales.latent_grids(patchify=False)[-1]
     floor = decode_flops(pipeline.autoencoder.config, latent) / flops_ceiling
-    report(f"125M {name}, decode, seconds (floor: operations)", decode, floor, decode / floor)
-    report(f"125M {name}, decode, seconds (rival: published code, float32)", decode, RIVAL_DECODE,
-           RIVAL_DECODE / decode)  # fmt: skip
+    claims.report(f"125M {name}, decode, seconds (floor: operations)", decode, floor, decode / floor)
+    claims.report(
+        f"125M {name}, decode, seconds (rival: published code, float32)", decode, RIVAL_DECODE, RIVAL_DECODE / decode
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
+    claims = Claims("infinity-125m", given.save)
     for dtype in given.dtype:
-        measure(getattr(torch, dtype), given.repeats)
+        measure(getattr(torch, dtype), given.repeats, claims)
+    claims.keep()
 
 
 if __name__ == "__main__":

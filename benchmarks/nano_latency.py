@@ -7,11 +7,9 @@ Held against what was promised: 60 ms alone, 15 ms each at batch 16; and against
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
-from benchmarks.measuring import matmul_ceiling, report, seconds
+from benchmarks.measuring import Claims, arguments, matmul_ceiling, seconds
 from gesso.engine import Engine
 from gesso.engine.loading import load_pipeline
 from gesso.request import GenerationRequest
@@ -21,18 +19,25 @@ WANTED = {1: 60.0, 16: 15.0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="infinity-nano")
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
+    claims = Claims("nano-latency", given.save)
     flops = load_pipeline(given.model, "cpu").plan(GenerationRequest(prompt=PROMPT, seed=0)).cost.flops
     ceiling = matmul_ceiling(torch.float32)
     with Engine(device="cpu") as engine:
         for count, wanted in WANTED.items():
             request = GenerationRequest(prompt=PROMPT, model=given.model, seed=0, num_images=count)
             each = 1000 * seconds(lambda request=request: engine.run(request), given.repeats, warm=2) / count
-            report(f"warm {given.model} picture, batch {count}, ms each (wanted: at most)", each, wanted, wanted / each,
-                   floor_ms=1000 * flops / ceiling)  # fmt: skip
+            claims.report(
+                f"warm {given.model} picture, batch {count}, ms each (wanted: at most)",
+                each,
+                wanted,
+                wanted / each,
+                floor_ms=1000 * flops / ceiling,
+            )
+    claims.keep()
 
 
 if __name__ == "__main__":
