@@ -65,7 +65,7 @@ def _card(
     transformer = [row for row in logs["transformer"] if "evaluation/bit_accuracy" in row][-1]
     hours = sum(_seconds(log) for log in logs.values()) / 3600
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in request.items())
+    options = " ".join(_option(name.replace("_", "-"), value) for name, value in request.items())
     return f"""# {model.name}
 
 A small Infinity (bitwise visual autoregression) that paints the *shapes* world at 64 x 64 pixels. Trained from nothing
@@ -101,6 +101,13 @@ work going on beside it. `training.json` holds the whole recipe as it was run.
 It knows 75 words, eight shapes, eight colours, up to four objects, one size of picture. Words it does not know are
 ignored.
 """
+
+
+def _option(name: str, value: object) -> str:
+    """A field as the command line spells it."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _seconds(rows: list[dict[str, float]]) -> float:
