@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
-from gesso.models.infinity.quantizer import codes, enlarge, entropy, quantize, sum_of_codes
+from gesso.models.infinity.quantizer import codes, enlarge, quantize, sum_of_codes
 from gesso.models.infinity.scales import Grid
 from gesso.training.export import save_model
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet
@@ -30,9 +30,7 @@ class AutoencoderSettings:
     grids: tuple[Grid, ...]
     side: int
     squared_weight: float = 0.5
-    edge_weight: float = 0.0
     commitment_weight: float = 0.2
-    entropy_weight: float = 0.0
     partial_share: float = 0.25
     held_out: int = 256
 
@@ -49,7 +47,7 @@ class AutoencoderTask:
         return [self.network.encoder, self.network.decoder]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1 + squared + edge error of the reconstruction, commitment of the encoder to its codes."""
+        """L1 + squared error of the reconstruction, commitment of the encoder to its codes."""
         settings = self.settings
         image, _ = scenes_of_step(step, self.batch, settings.side, self.seed)
         latent = self.network.encode(image).float()
@@ -62,10 +60,7 @@ class AutoencoderTask:
         error = self.network.decoder(sum_).float() - image
         commitment = F.mse_loss(latent, quantized.sum_BKHW.detach())
         pixels = error.abs().mean() + settings.squared_weight * error.square().mean()
-        loss = pixels + settings.edge_weight * _edges(error) + settings.commitment_weight * commitment
-        if settings.entropy_weight:
-            per_cell, codebook, _ = entropy(F.normalize(quantized.residuals[-1], dim=1), temperature=1.0)
-            loss = loss + settings.entropy_weight * (per_cell - codebook)
+        loss = pixels + settings.commitment_weight * commitment
         figures = {"pixels": pixels.detach(), "commitment": commitment.detach()}
         return loss, figures
 
@@ -104,8 +99,3 @@ def psnr(decoded: Tensor, image: Tensor) -> float:
     """Mean over pictures of the peak signal-to-noise ratio in dB; pixels in [-1,1]."""
     squared_B = (decoded.float() - image).square().flatten(1).mean(1)
     return float((10 * torch.log10(4 / squared_B.clamp_min(1e-12))).mean())
-
-
-def _edges(error: Tensor) -> Tensor:
-    """Error of the pictures' gradients: outlines count more than flat ground."""
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
