@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from gesso.errors import MissingError
 from gesso.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -19,18 +18,6 @@ def find_entry(options: Mapping[str, object]) -> "Entry":
     from gesso.weights import catalogue
 
     return catalogue.find(str(options.get("model") or GenerationRequest.model_fields["model"].default))
-
-
-def require_files(entry: "Entry") -> None:
-    """Refuses a model whose files are not here, before any work.
-
-    Raises:
-        MissingError: with the command that fetches them.
-    """
-    missing = entry.missing_files()
-    if missing:
-        what = f"{entry.name} ({', '.join(missing)} in {entry.folder})"
-        raise MissingError(what, entry.fetch or f"gesso models show {entry.name}")
 
 
 def default_size(entry: "Entry") -> tuple[int, int] | None:

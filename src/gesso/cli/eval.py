@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gesso.cli.entries import default_size, find_entry, require_files
+from gesso.cli.entries import default_size, find_entry
 from gesso.cli.options import check_fields, request_fields, request_options
 from gesso.cli.view import View
 from gesso.errors import CancelledError
@@ -47,7 +47,7 @@ def shapes(
     from gesso.evaluation.shapes import check_prompts
 
     check_prompts(prompts)
-    require_files(entry)
+    entry.require_files()
     if output is not None:
         ready_folder(output.parent)
     with View(silent=as_json) as view:

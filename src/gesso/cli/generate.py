@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from gesso.cli.entries import default_size, find_entry, require_files
+from gesso.cli.entries import default_size, find_entry
 from gesso.cli.names import DEFAULT_TEMPLATE, check_template, picture_name
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
 from gesso.cli.painting import paint, uninterrupted
@@ -137,7 +137,7 @@ def _checked_fields(options: dict[str, object]) -> dict[str, object]:
     entry = find_entry(options)
     fields = request_fields(options, default_size(entry))
     check_fields(fields)
-    require_files(entry)
+    entry.require_files()
     return fields
 
 

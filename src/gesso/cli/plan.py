@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gesso.cli.entries import default_size, find_entry, require_files
+from gesso.cli.entries import default_size, find_entry
 from gesso.cli.options import request_fields, request_options
 from gesso.request import parse_request
 from gesso.settings import load_settings
@@ -31,7 +31,7 @@ def plan(
     """
     entry = find_entry(options)
     request = parse_request({**request_fields(options, default_size(entry)), "prompt": prompt})
-    require_files(entry)
+    entry.require_files()
     settings = load_settings({"device": device})
 
     from gesso.engine.device import default_device

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from gesso.engine.device import has_fast_bfloat16
-from gesso.errors import FileError, MissingError, RequestError
+from gesso.errors import FileError, RequestError
 from gesso.models.flan_t5 import FlanT5
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
@@ -82,10 +82,7 @@ def load_planner(name_or_path: str) -> Pipeline | None:
 def _complete_entry(name_or_path: str) -> Entry:
     """The catalogue's entry of a model whose files are all here."""
     entry = catalogue.find(name_or_path)
-    if missing := entry.missing_files():
-        if entry.fetch:
-            raise MissingError(f"{entry.name} ({', '.join(missing)})", entry.fetch)
-        raise FileError(entry.folder, f"lacks {', '.join(missing)}", "export the model again")
+    entry.require_files()
     return entry
 
 

@@ -17,7 +17,7 @@ from gesso.errors import FileError, MissingError
 
 
 def write_card(model: Path, run: Path, tokenizer: Path, score: Path) -> Path:
-    """Write README.md, score.json, loss.png and samples.png into a model's folder; returns the card's path.
+    """Write README.md, score.json, pictures and the tokenizer's recipe into a model's folder; returns the card's path.
 
     Raises FileError where a log, a sheet or the score is missing.
     """
@@ -29,6 +29,7 @@ def write_card(model: Path, run: Path, tokenizer: Path, score: Path) -> Path:
     logs = {"tokenizer": _log(tokenizer), "transformer": _log(run)}
     draw_losses(logs, model / "loss.png")
     (model / "score.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(tokenizer / "export" / "training.json", model / "training-tokenizer.json")
     card = model / "README.md"
     card.write_text(_card(model, answers, logs, _read_json(run / "recipe.json")), encoding="utf-8")
     return card
@@ -94,7 +95,8 @@ Tokenizer on held-out scenes: {tokenizer["evaluation/psnr"]:.2f} dB. Transformer
 ![loss](loss.png)
 
 `gesso train shapes-tokenizer`, then `gesso train infinity-nano`; about {hours:.1f} hours of two CPU cores in all, other
-work going on beside it. `training.json` holds the whole recipe as it was run.
+work going on beside it. `training-tokenizer.json` and `training.json` hold the recipes as they ended; both runs were
+resumed on the way with another number of steps, which changes the rate's curve.
 
 ## Limits
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gesso.errors import FileError, RequestError
+from gesso.errors import FileError, MissingError, RequestError
 from gesso.settings import load_settings
 
 Layout = Literal["gesso", "infinity"]
@@ -41,6 +41,14 @@ class Entry:
     def missing_files(self) -> list[str]:
         """Which of `files` do not lie in `folder`."""
         return [name for name in self.files if not (self.folder / name).exists()]
+
+    def require_files(self) -> None:
+        """Refuse a model whose files are not all here: MissingError with the command that mends it, or FileError."""
+        missing = ", ".join(self.missing_files())
+        if missing and self.fetch:
+            raise MissingError(f"{self.name} ({missing} in {self.folder})", self.fetch)
+        if missing:
+            raise FileError(self.folder, f"lacks {missing}", "export the model again")
 
 
 ZOO = Path(__file__).parent.parent / "zoo"
