@@ -58,6 +58,12 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(
         default=None, description="Picture i uses seed + i; else drawn by chance.", ge=0, le=LARGEST_SEED
     )
+    steps: int | None = Field(
+        default=None, description="Evaluations of a diffusion network; else the model's own.", ge=1, le=1000
+    )
+    scheduler: str | None = Field(
+        default=None, description="Diffusion: how a step is taken; else the model's own.", min_length=1, max_length=100
+    )
     guidance: GuidanceScale | tuple[GuidanceScale, ...] | None = Field(
         default=None, description="How strongly the prompt pulls: one number, or one a step or scale."
     )
@@ -66,6 +72,27 @@ class GenerationRequest(BaseModel):
         description="Infinity: 0 guides the logits, -k the features k blocks before the end.",
         ge=-1000,
         le=0,
+    )
+    true_guidance: float | None = Field(
+        default=None,
+        description="FLUX: guidance by a second evaluation with the negative prompt; 1 is off.",
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+    )
+    guidance_normalization: float | None = Field(
+        default=None,
+        description="Z-Image: most length of the guided step, in lengths of the prompt's own; 0 for no limit.",
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+    )
+    guidance_truncation: float | None = Field(
+        default=None,
+        description="Z-Image: share of the way after which guidance stops; 1 is never.",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
     )
     temperature: Temperature | tuple[Temperature, ...] | None = Field(
         default=None, description="Autoregressive models: below 1 is safer, above is freer; one number, or one a scale."

@@ -26,7 +26,7 @@ from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
 from gesso.request import GenerationRequest
 from gesso.training.export import save_model
-from gesso.training.infinity_loss import bitwise_loss, scale_weights
+from gesso.training.infinity_loss import bitwise_loss, margin_weights, scale_weights
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet, to_tensor
 from gesso.weights.files import fill
 from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder
@@ -48,6 +48,7 @@ class InfinitySettings:
     """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model.
 
     `start_from` is the folder of an exported model of the same sizes to go on from, "" to begin from nothing.
+    `reweight` gives every scale its due (`scale_weights`), `weigh_margins` every bit (`margin_weights`).
     """
 
     network: InfinityConfig
@@ -61,6 +62,7 @@ class InfinitySettings:
     condition_drop: float = 0.1
     unknown_share: float = 0.02
     reweight: bool = True
+    weigh_margins: bool = False
     held_out: int = 128
     scales: InitialScales = field(default_factory=lambda: InitialScales(gate=1.0))
     generation: tuple[tuple[str, object], ...] = ()
@@ -113,7 +115,8 @@ class InfinityTask:
         ids_BT = self._ids(captions, generator)
         dropped_B = torch.rand(len(ids_BT), generator=generator) < settings.condition_drop
         logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.layout)
-        loss = bitwise_loss(logits, tokens.labels_BLK, self.weights_L)
+        weights_BLK = margin_weights(tokens.margins_BLK) if settings.weigh_margins else None
+        loss = bitwise_loss(logits, tokens.labels_BLK, self.weights_L, weights_BLK)
         right = _bits(logits) == tokens.labels_BLK
         return loss, {"bit_accuracy": right.float().mean()}
 

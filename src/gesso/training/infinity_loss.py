@@ -12,23 +12,39 @@ from torch import Tensor
 from gesso.models.infinity.scales import ScaleSchedule
 
 
-def bitwise_loss(logits_BLV: Tensor, labels_BLK: Tensor, weights_L: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of a bit in nats, a scalar; `weights_L` (sum 1, see `scale_weights`) weighs the tokens.
+def bitwise_loss(
+    logits_BLV: Tensor,
+    labels_BLK: Tensor,
+    weights_L: Tensor | None = None,
+    weights_BLK: Tensor | None = None,
+) -> Tensor:
+    """Mean cross entropy of a bit in nats, a scalar.
 
-    `logits_BLV` is `[B,L,2K]`, pairs of (zero, one); `labels_BLK` bool.
+    `logits_BLV` is `[B,L,2K]`, pairs of (zero, one); `labels_BLK` bool. `weights_L` (sum 1, see `scale_weights`) weighs
+    the tokens, `weights_BLK` (mean 1, see `margin_weights`) the bits.
     """
-    tokens_BL = token_losses(logits_BLV, labels_BLK)
+    tokens_BL = token_losses(logits_BLV, labels_BLK, weights_BLK)
     return tokens_BL.mean() if weights_L is None else (tokens_BL * weights_L).sum(dim=-1).mean()
 
 
-def token_losses(logits_BLV: Tensor, labels_BLK: Tensor) -> Tensor:
+def token_losses(logits_BLV: Tensor, labels_BLK: Tensor, weights_BLK: Tensor | None = None) -> Tensor:
     """Cross entropy of each token, float32 `[B,L]`, mean over its bits.
 
     Two-way cross entropy depends only on the difference of the two logits, which spares half of the memory.
     """
     zero, one = logits_BLV.unflatten(-1, (-1, 2)).unbind(-1)
     bits_BLK = F.binary_cross_entropy_with_logits((one - zero).float(), labels_BLK.float(), reduction="none")
-    return bits_BLK.mean(dim=-1)
+    return (bits_BLK if weights_BLK is None else bits_BLK * weights_BLK).mean(dim=-1)
+
+
+def margin_weights(margins_BLK: Tensor) -> Tensor:
+    """Weights of the bits in proportion to their margins (`correction.TrainingTokens`), mean 1 at each place.
+
+    A residual near zero is as badly coded by one bit as by the other: learning which it is costs capacity and gains
+    nothing. A margin counts as 1 at most, so that few cells do not outweigh the rest.
+    """
+    clamped_BLK = margins_BLK.float().clamp(max=1.0)
+    return clamped_BLK / clamped_BLK.mean(dim=(0, 2), keepdim=True).clamp(min=1e-6)
 
 
 def scale_weights(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:

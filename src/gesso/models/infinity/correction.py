@@ -18,10 +18,15 @@ from gesso.models.infinity.scales import Grid
 
 @dataclass(frozen=True)
 class TrainingTokens:
-    """Inputs of scales 2…N, `[B, L - first scale, K]`, and the bits to predict at every token, bool `[B,L,K]`."""
+    """Inputs of scales 2…N, `[B, L - first scale, K]`, and the bits to predict at every token, bool `[B,L,K]`.
+
+    `margins_BLK` says how far each bit was from being the other one: a wrong bit adds 4/sqrt(K) times its margin to the
+    squared error of the sum of codes.
+    """
 
     inputs_BLK: Tensor
     labels_BLK: Tensor
+    margins_BLK: Tensor
 
 
 def draw_flips(
@@ -56,12 +61,15 @@ def training_tokens(
     sum_BKHW = torch.zeros_like(latent_BKHW)
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
+    margins: list[Tensor] = []
     for index, grid in enumerate(grids):
-        bits_BKhw = shrink(latent_BKHW - sum_BKHW, grid) > 0
+        residual_BKhw = shrink(latent_BKHW - sum_BKHW, grid)
+        bits_BKhw = residual_BKhw > 0
+        margins.append(to_tokens(residual_BKhw.abs(), patchify))
         labels.append(to_tokens(bits_BKhw.to(torch.uint8), patchify).bool())
         if index + 1 == len(grids):
             break
         kept_BKhw = bits_BKhw ^ flips[index] if requantize and index < len(flips) else bits_BKhw
         sum_BKHW = sum_BKHW + enlarge(codes(kept_BKhw, latent_BKHW.dtype), grids[-1])
         inputs.append(to_tokens(enlarge(sum_BKHW, grids[index + 1]), patchify))
-    return TrainingTokens(torch.cat(inputs, dim=1), torch.cat(labels, dim=1))
+    return TrainingTokens(torch.cat(inputs, dim=1), torch.cat(labels, dim=1), torch.cat(margins, dim=1))
