@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PAPER, _INK, _SOFT_INK, _EDGE = "#f6f3ec", "#25231f", "#7d766a", "#dcd6c9"
 _MARGIN, _GAP, _INSIDE = 48, 32, 8  # pixels: around the sheet, between groups, between a group's pictures
-_TITLE_SIZE, _CAPTION_SIZE, _NOTE_SIZE = 44, 19, 17
+_TITLE_SIZES, _CAPTION_SIZE, _NOTE_SIZE = (44, 36, 29, 23), 19, 17
 _CAPTION_LINES = 2
 _LINE = 25
 
@@ -35,7 +35,7 @@ def contact_sheet(
 
     Args:
         groups: at least one, each with at least one picture; all with the same number of pictures look best.
-        title: large, at the top.
+        title: large, at the top; smaller, then cut where it has no room.
         note: small, beside the title (model, seeds, seconds).
         columns: groups in a row.
         side: the longer side of every picture on the sheet, in pixels.
@@ -50,12 +50,15 @@ def contact_sheet(
     cell_height = side + 12 + _CAPTION_LINES * _LINE
     columns = min(columns, len(groups))
     rows = math.ceil(len(groups) / columns)
-    top = _MARGIN + _TITLE_SIZE + 36
+    top = _MARGIN + _TITLE_SIZES[0] + 36
     width = 2 * _MARGIN + columns * cell_width + (columns - 1) * _GAP
     sheet = Image.new("RGB", (width, top + rows * (cell_height + _GAP) - _GAP + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN - 6), title, _INK, ImageFont.load_default(_TITLE_SIZE))
-    draw.text((width - _MARGIN, _MARGIN + _TITLE_SIZE - 8), note, _SOFT_INK, ImageFont.load_default(_NOTE_SIZE), "rs")
+    baseline, note_font = _MARGIN + _TITLE_SIZES[0] - 8, ImageFont.load_default(_NOTE_SIZE)
+    room = round(width - 2 * _MARGIN - _GAP - note_font.getlength(note))
+    title_font = _title_font(title, room)
+    draw.text((_MARGIN, baseline), _shortened(title, title_font, room), _INK, title_font, "ls")
+    draw.text((width - _MARGIN, baseline), note, _SOFT_INK, note_font, "rs")
     draw.line((_MARGIN, top - 20, width - _MARGIN, top - 20), _EDGE, 2)
     font = ImageFont.load_default(_CAPTION_SIZE)
     for place, group in enumerate(groups):
@@ -81,6 +84,14 @@ def wrapped(text: str, font: "Font", width: int, lines: int) -> list[str]:
     if words:
         made[-1] += " …"
     return [_shortened(line, font, width) for line in made]
+
+
+def _title_font(title: str, room: int) -> "Font":
+    """The largest font in which the title fits, the smallest where it fits in none."""
+    from PIL import ImageFont
+
+    fonts = [ImageFont.load_default(size) for size in _TITLE_SIZES]
+    return next((font for font in fonts if font.getlength(title) <= room), fonts[-1])
 
 
 def _shortened(line: str, font: "Font", width: int) -> str:

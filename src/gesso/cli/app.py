@@ -19,6 +19,7 @@ from gesso.errors import GessoError
 # Command -> where it lives, and its line in `gesso --help` (a test holds it to the first line of its own docstring).
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("gesso.cli.generate:generate", "Paint pictures of prompts."),
+    "compare": ("gesso.cli.compare:compare", "Paint one prompt with several models, side by side."),
     "show": ("gesso.cli.show:show", "Show the request that a picture carries."),
     "rerun": ("gesso.cli.show:rerun", "Make a picture again and say whether it is equal."),
     "plan": ("gesso.cli.plan:plan", "Say what a request would cost, without painting."),

@@ -25,7 +25,7 @@ def scores() -> None:
 
 
 @evaluate.command("shapes")
-@request_options
+@request_options()
 def shapes(
     options: dict[str, object],
     prompts: Annotated[int, typer.Option(help="How many held-out prompts, the six categories in turn.")] = 600,

@@ -74,7 +74,7 @@ class Destination:
         return save_picture(result.image, free_name(self.folder / f"{name}{self.ending}"), record, quality=self.quality)
 
 
-@request_options
+@request_options()
 def generate(
     options: dict[str, object],
     prompt: Annotated[

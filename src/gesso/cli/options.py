@@ -8,7 +8,7 @@ import inspect
 import re
 import secrets
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Union, cast, get_args, get_origin
 
 import typer
@@ -25,24 +25,28 @@ _COMMAND_LINE_DEFAULTS: dict[str, object] = {"deterministic": True}
 _LARGEST_DRAWN_SEED = 2**31
 
 
-def request_options(function: Callable[..., object]) -> Callable[..., object]:
-    """Gives a command the request's options.
+def request_options(*, without: Sequence[str] = ()) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Gives a command the request's options, except the fields named in `without`.
 
     The command takes `options: dict[str, object]` first, to be read with `request_fields`; its other parameters stay.
     """
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    made = [*_field_parameters(), *_size_parameters()]
-    names = [parameter.name for parameter in made]
 
-    def command(**values: object) -> object:
-        return function({name: values.pop(name) for name in names}, **values)
+    def decorate(function: Callable[..., object]) -> Callable[..., object]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        made = [each for each in (*_field_parameters(), *_size_parameters()) if each.name not in without]
+        names = [parameter.name for parameter in made]
 
-    parameters = sorted([*made, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__, command.__name__ = function.__doc__, function.__name__
-    return command
+        def command(**values: object) -> object:
+            return function({name: values.pop(name) for name in names}, **values)
+
+        parameters = sorted([*made, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        return command
+
+    return decorate
 
 
 def request_fields(options: Mapping[str, object], default_size: tuple[int, int] | None = None) -> dict[str, object]:

@@ -18,7 +18,7 @@ _TRIAL_SIDE = 1024
 _TRIAL_SECONDS = 0.2
 
 
-@request_options
+@request_options()
 def plan(
     options: dict[str, object],
     prompt: Annotated[str, typer.Argument(help="The prompt; longer ones cost a little more.")],

@@ -30,7 +30,7 @@ from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantiz
 from gesso.models.infinity.scales import Grid, ScaleSchedule
 from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, TextCondition, text_mask
 from gesso.pictures import cover_crop, read_pixels
-from gesso.pipelines.contract import Cost, Output, Plan
+from gesso.pipelines.contract import Cost, Output, Plan, without_effect
 from gesso.pipelines.infinity_state import (
     Company,
     GenerationDefaults,
@@ -48,6 +48,7 @@ _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
 _DRAWN_SEEDS = 2**32
+_WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
 _DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
 
@@ -143,7 +144,8 @@ class InfinityPipeline:
 
     def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
         unknown = dict.fromkeys([*self.text.unknown(request.prompt), *self.text.unknown(request.negative)])
-        return (f"{self.name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
+        words = (f"{self.name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
+        return words + without_effect(request, _WITHOUT_EFFECT, self.name)
 
     def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
         """Cost of each scale of one picture."""

@@ -35,6 +35,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("a star", ""), ("prompt", "1 to 2000 characters")),
         (("a star", "--guidance", "nan"), ("guidance", "nan", "0 to 100")),
         (("a star", "--guidance", "101"), ("guidance", "101", "0 to 100")),
+        (("a star", "--steps", "0"), ("steps", "0", "1 to 1000")),
+        (("a star", "--guidance-truncation", "2"), ("guidance_truncation", "2", "0 to 1")),
         (("a star", "--guidance", "1,x"), ("guidance", "1,x", "separated by commas")),
         (("a star", "--temperature", "0"), ("temperature", "0", "above 0 and at most 100")),
         (("a star", "--temperature", "inf"), ("temperature", "inf", "above 0 and at most 100")),
