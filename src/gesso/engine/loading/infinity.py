@@ -1,6 +1,6 @@
-"""The one place that puts a model together: catalogue, files, networks, device and dtype, pipeline.
+"""Puts an Infinity together: networks from its files, their fit checked, on the device, in a pipeline.
 
-Not here: names and places (`weights/catalogue`), strictness (`weights/files`), what a pipeline does.
+Not here: names and places (`weights/catalogue`), strictness (`weights/files`), what the pipeline does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from gesso.engine.device import has_fast_bfloat16
 from gesso.errors import FileError, RequestError
 from gesso.models.flan_t5 import FlanT5
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
@@ -33,39 +32,9 @@ from gesso.weights.infinity import (
     parse,
 )
 
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 
-
-def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> Pipeline:
-    """The pipeline of a catalogue name or a model's folder, its weights on the device.
-
-    `dtype` is that of the blocks' matmuls and the tokenizer; None is float32 for nano models and on processors
-    without bfloat16, else bfloat16.
-    Raises RequestError, FileError, WeightsError, or MissingError with the command that fetches what is missing.
-    """
-    entry = _complete_entry(name_or_path)
-    if dtype is not None and dtype not in _DTYPES:
-        raise RequestError("dtype", dtype, "a dtype that is known", f"one of: {', '.join(_DTYPES)}")
-    chosen = _DTYPES[dtype] if dtype else _default_dtype(entry, device)
-    load = _load_own if entry.layout == "gesso" else _load_published
-    return load(entry, device, chosen)
-
-
-def load_planner(name_or_path: str) -> Pipeline | None:
-    """A pipeline that can plan and nothing else: networks have their shapes and no weights, which are not read.
-
-    None for published models, whose sizes are in their weights. Raises as `load_pipeline` does.
-    """
-    entry = _complete_entry(name_or_path)
-    if entry.layout != "gesso":
-        return None
+def plan_own(entry: Entry) -> Pipeline:
+    """A pipeline of our trainers' layout that can plan and nothing else: no weights are read."""
     config = catalogue.read_config(entry.folder)
     with torch.device("meta"):
         return InfinityPipeline(
@@ -79,21 +48,7 @@ def load_planner(name_or_path: str) -> Pipeline | None:
         )
 
 
-def _complete_entry(name_or_path: str) -> Entry:
-    """The catalogue's entry of a model whose files are all here."""
-    entry = catalogue.find(name_or_path)
-    entry.require_files()
-    return entry
-
-
-def _default_dtype(entry: Entry, device: str) -> torch.dtype:
-    """float32 for models that are small or on a processor without bfloat16 matmuls, else bfloat16."""
-    if entry.layout == "gesso" or (device == "cpu" and not has_fast_bfloat16()):
-        return torch.float32
-    return torch.bfloat16
-
-
-def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
+def load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     """A model of our trainers' layout."""
     folder = entry.folder
     digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
@@ -111,7 +66,7 @@ def _load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     )
 
 
-def _load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
+def load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     """Infinity as its authors publish it."""
     transformer_path, tokenizer_path, text_path = (entry.folder / name for name in entry.files)
     autoencoder = load_published_tokenizer(tokenizer_path)
