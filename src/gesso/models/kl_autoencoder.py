@@ -1,0 +1,91 @@
+"""The small autoencoder of nano flow models: its sizes, and pictures to scaled latents and back.
+
+The network is diffusers' `AutoencoderKL`; a posterior's mean is taken for the latent. Flow models see latents scaled
+by `(z - shift_factor) * scaling_factor`, the convention of FLUX's and Z-Image's own autoencoders, so that over training
+pictures their mean is 0 and their standard deviation 1. Not here: training (`training/kl_autoencoder`), files
+(`weights/flow_nano`).
+Shapes: B pictures, C latent channels, H W pixels, h w latent cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gesso.errors import MissingError
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLAutoencoderConfig:
+    """`widths` are the channels of each level, finest first; every level but the last halves the sides.
+
+    `groups` normalise together, each of at least two channels: one channel a group hides the colour of flat ground.
+    """
+
+    latent_channels: int
+    widths: tuple[int, ...]
+    residual_blocks: int = 1
+    groups: int = 4
+    shift_factor: float = 0.0
+    scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "residual_blocks", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if not self.widths or any(width < 1 or width % self.groups for width in self.widths):
+            raise ValueError(f"every one of widths must be a multiple of {self.groups} groups")
+        if not self.scaling_factor > 0:
+            raise ValueError("scaling_factor must be above 0")
+
+    @property
+    def stride(self) -> int:
+        """Pixels along the edge of a latent cell."""
+        return 2 ** (len(self.widths) - 1)
+
+
+def build(config: KLAutoencoderConfig) -> AutoencoderKL:
+    """The network with fresh weights. Raises MissingError without diffusers."""
+    try:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    except ImportError as error:
+        command = "pip install 'gesso[diffusion]'"
+        raise MissingError("diffusers, which holds this model's autoencoder,", command) from error
+    levels = len(config.widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
+        block_out_channels=config.widths,  # pyright: ignore[reportArgumentType]
+        layers_per_block=config.residual_blocks,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.groups,
+        shift_factor=config.shift_factor,
+        scaling_factor=config.scaling_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def encode(autoencoder: AutoencoderKL, image_B3HW: Tensor) -> Tensor:
+    """Scaled latents `[B,C,h,w]` of pictures in [-1,1]: the posterior's mean, shifted and scaled."""
+    mean_BChw, _ = moments(autoencoder, image_B3HW)
+    return (mean_BChw - autoencoder.config["shift_factor"]) * autoencoder.config["scaling_factor"]
+
+
+def decode(autoencoder: AutoencoderKL, latent_BChw: Tensor) -> Tensor:
+    """Pictures `[B,3,H,W]`, about [-1,1], of scaled latents."""
+    unscaled_BChw = latent_BChw / autoencoder.config["scaling_factor"] + autoencoder.config["shift_factor"]
+    return autoencoder.decoder(unscaled_BChw)
+
+
+def moments(autoencoder: AutoencoderKL, image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and logarithm of the variance of the posterior, `[B,C,h,w]` each, unscaled."""
+    mean_BChw, log_variance_BChw = torch.chunk(autoencoder.encoder(image_B3HW), 2, dim=1)
+    return mean_BChw, log_variance_BChw.clamp(-30.0, 20.0)

@@ -1,0 +1,137 @@
+"""diffusers' schedulers that can take a flow model's steps: names, classes, and how each is set to a number of steps.
+
+A scheduler carries the state of one picture's way (its place, and a multistep solver's past), so every picture gets an
+object of its own. diffusers is imported when the first one is made. Not here: any solver's arithmetic (diffusers), and
+the loop (`engine`).
+
+Time as everywhere in flow matching here: sigma is 1 for noise and 0 for clean; timesteps are 1000 times that.
+Names and what they are:
+
+    euler    one straight step an evaluation (FlowMatchEulerDiscreteScheduler), what FLUX is made for
+    heun     a step is looked at from both of its ends: two evaluations each but the last (FlowMatchHeunDiscrete…)
+    unipc    a predictor and corrector of order 2 that remembers its past (arXiv:2302.04867)
+    dpm++    a multistep solver of order 2 (arXiv:2211.01095)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gesso.errors import RequestError
+from gesso.sampling.flow import first_step, shift_of_tokens
+
+
+class Scheduler(Protocol):
+    """What is used of a scheduler of diffusers."""
+
+    order: int
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, **values: Any) -> None: ...
+
+    def set_begin_index(self, begin_index: int = 0) -> None: ...
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor: ...
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solver:
+    """A class of diffusers. `settings` stand over the model's own; `from_picture` where it can begin in mid-way."""
+
+    module: str
+    kind: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    from_picture: bool = False
+
+
+_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_SOLVERS = {
+    "euler": _Solver(
+        module="scheduling_flow_match_euler_discrete",
+        kind="FlowMatchEulerDiscreteScheduler",
+        settings={"stochastic_sampling": False},  # its noise would come from no picture's generator
+        from_picture=True,
+    ),
+    "heun": _Solver(
+        module="scheduling_flow_match_heun_discrete", kind="FlowMatchHeunDiscreteScheduler", from_picture=True
+    ),
+    "unipc": _Solver(module="scheduling_unipc_multistep", kind="UniPCMultistepScheduler", settings=_FLOW),
+    "dpm++": _Solver(module="scheduling_dpmsolver_multistep", kind="DPMSolverMultistepScheduler", settings=_FLOW),
+}
+
+NAMES = tuple(_SOLVERS)
+
+
+def check_name(name: str, *, from_picture: bool) -> None:
+    """Refuse a name that is not known, or one that cannot begin from a picture where that is wanted (RequestError)."""
+    known = [known for known, solver in _SOLVERS.items() if solver.from_picture or not from_picture]
+    if name not in _SOLVERS:
+        raise RequestError("scheduler", name, "a scheduler that is known", f"one of: {', '.join(known)}")
+    if name not in known:
+        raise RequestError("scheduler", name, "one that begins from a picture", f"one of: {', '.join(known)}")
+
+
+def make_scheduler(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    steps: int,
+    tokens: int,
+    strength: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> tuple[Scheduler, Tensor]:
+    """A scheduler set to a number of steps, and the timestep `[N]` of every evaluation of the network.
+
+    N is `steps` for most, twice that less one for Heun's; from a picture, the last `strength` of the steps are taken.
+    `config` are the values of a model's `scheduler_config.json`, `tokens` those of the picture, which bend the
+    schedule where `use_dynamic_shifting` says so.
+
+    Mirrors `retrieve_timesteps` and `get_timesteps` of diffusers' FLUX pipelines. They cannot drive Heun's scheduler,
+    which takes neither sigmas nor a bend: it gets the bend as its constant shift, which is the same formula.
+    Raises RequestError for an unknown name, and for a strength that leaves no step.
+    """
+    check_name(name, from_picture=False)
+    solver = _SOLVERS[name]
+    make = getattr(importlib.import_module(f"diffusers.schedulers.{solver.module}"), solver.kind)
+    mu = bend_of_tokens(tokens, config)
+    bend = float(np.exp(mu)) if config.get("use_dynamic_shifting") else float(config.get("shift", 1.0))
+    settings = {**config, **solver.settings, "flow_shift": bend}
+    if name in ("heun", "dpm++"):
+        settings |= {"shift": bend, "use_dynamic_shifting": False}
+    known = inspect.signature(make.__init__).parameters
+    scheduler: Scheduler = make(**{key: value for key, value in settings.items() if key in known})
+    if name == "euler":
+        scheduler.set_timesteps(steps, device=device, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    elif name == "unipc":
+        scheduler.set_timesteps(steps, device=device, mu=mu)
+    else:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of how DPM++ asks numpy
+            scheduler.set_timesteps(steps, device=device)
+    skipped = first_step(steps, strength) * scheduler.order
+    scheduler.set_begin_index(skipped)
+    timesteps_N = scheduler.timesteps[skipped:]
+    if not len(timesteps_N):
+        raise RequestError("init_strength", strength, f"enough to leave one of {steps} steps", "raise it, or the steps")
+    return scheduler, timesteps_N
+
+
+def bend_of_tokens(tokens: int, config: Mapping[str, Any]) -> float:
+    """mu for a picture of so many tokens; the defaults are those of diffusers' `calculate_shift`."""
+    return shift_of_tokens(
+        tokens,
+        base_tokens=config.get("base_image_seq_len", 256),
+        most_tokens=config.get("max_image_seq_len", 4096),
+        base_shift=config.get("base_shift", 0.5),
+        most_shift=config.get("max_shift", 1.15),
+    )
