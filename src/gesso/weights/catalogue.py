@@ -16,14 +16,14 @@ from typing import Literal
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.settings import load_settings
 
-Layout = Literal["gesso", "infinity"]
+Layout = Literal["gesso", "infinity", "diffusers"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One model. `folder` holds its files; `files` are what must lie there, `size` their bytes where known.
 
-    `layout` says how they are named: by our trainers, or as Infinity's authors publish them.
+    `layout` says how they are named: by our trainers, as Infinity's authors publish them, or as diffusers does.
     """
 
     name: str
@@ -51,12 +51,28 @@ class Entry:
             raise FileError(self.folder, f"lacks {missing}", "export the model again")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Diffusers:
+    """A published model in diffusers' layout; defaults that the files themselves tell are not repeated here."""
+
+    family: str
+    description: str
+    repository: str
+    licence: str
+    parts: tuple[str, ...]
+    edge: int = 1024
+
+
 ZOO = Path(__file__).parent.parent / "zoo"
-_OWN_FILES = ("config.json", "manifest.json", "transformer.safetensors", "text.safetensors", "tokenizer.safetensors")
+_OWN_FILES = {
+    "infinity": ("transformer.safetensors", "text.safetensors", "tokenizer.safetensors"),
+    "flux": ("transformer.safetensors", "text.safetensors", "autoencoder.safetensors"),
+    "z-image": ("transformer.safetensors", "text.safetensors", "autoencoder.safetensors"),
+}
 _NANO = {"infinity-nano": "the shapes world at 64 pixels, trained by this project; needs no download"}
 
 # name -> (description, transformer, tokenizer, pixels of the default size's edge)
-_PUBLISHED: dict[str, tuple[str, str, str, int]] = {
+_INFINITY: dict[str, tuple[str, str, str, int]] = {
     "infinity-2b": ("Infinity 2B, 1 megapixel", "infinity_2b_reg.pth", "infinity_vae_d32_reg.pth", 1024),
     "infinity-8b": ("Infinity 8B, 1 megapixel", "infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth", 1024),
     "infinity-8b-512": (
@@ -65,10 +81,51 @@ _PUBLISHED: dict[str, tuple[str, str, str, int]] = {
 }  # fmt: skip
 _TEXT_FOLDER = "flan-t5-xl"
 
+_ONE_TEXT = ("model_index.json", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+_TWO_TEXTS = (*_ONE_TEXT, "text_encoder_2", "tokenizer_2")
+_DIFFUSERS = {
+    "z-image-turbo": _Diffusers(
+        family="z-image",
+        description="Z-Image Turbo, 6B: 8 steps, no guidance",
+        repository="Tongyi-MAI/Z-Image-Turbo",
+        licence="Apache-2.0",
+        parts=_ONE_TEXT,
+    ),
+    "z-image": _Diffusers(
+        family="z-image",
+        description="Z-Image, 6B: 50 steps, guidance and negative prompts",
+        repository="Tongyi-MAI/Z-Image",
+        licence="Apache-2.0",
+        parts=_ONE_TEXT,
+    ),
+    "flux-dev": _Diffusers(
+        family="flux",
+        description="FLUX.1 [dev], 12B: 28 steps, guidance distilled",
+        repository="black-forest-labs/FLUX.1-dev",
+        licence="FLUX.1 [dev] Non-Commercial",
+        parts=_TWO_TEXTS,
+    ),
+    "flux-schnell": _Diffusers(
+        family="flux",
+        description="FLUX.1 [schnell], 12B: 4 steps, no guidance",
+        repository="black-forest-labs/FLUX.1-schnell",
+        licence="Apache-2.0",
+        parts=_TWO_TEXTS,
+    ),
+}
+# What `model_index.json` calls a pipeline -> its family here.
+_CLASSES = {
+    "FluxPipeline": "flux",
+    "FluxImg2ImgPipeline": "flux",
+    "ZImagePipeline": "z-image",
+    "ZImageImg2ImgPipeline": "z-image",
+    "ZImageOmniPipeline": "z-image",
+}
+
 
 def names() -> list[str]:
     """All names, what ships with Gesso first."""
-    return [*_NANO, *_PUBLISHED]
+    return [*_NANO, *_INFINITY, *_DIFFUSERS]
 
 
 def find(name_or_path: str) -> Entry:
@@ -78,8 +135,10 @@ def find(name_or_path: str) -> Entry:
     """
     if name_or_path in _NANO:
         return _of_folder(ZOO / name_or_path, name_or_path)
-    if name_or_path in _PUBLISHED:
-        return _published(name_or_path)
+    if name_or_path in _INFINITY:
+        return _infinity(name_or_path)
+    if name_or_path in _DIFFUSERS:
+        return _diffusers(name_or_path, _DIFFUSERS[name_or_path])
     looks_like_path = "/" in name_or_path or "\\" in name_or_path or name_or_path.startswith((".", "~"))
     if looks_like_path or Path(name_or_path).exists():
         return _of_folder(_expanded(name_or_path), name_or_path)
@@ -96,11 +155,14 @@ def _expanded(path: str) -> Path:
 
 
 def _of_folder(folder: Path, name: str) -> Entry:
-    """A model of our own layout, described by its `config.json`."""
+    """A model of our own layout, described by its `config.json`, or of diffusers', by its `model_index.json`."""
+    if (folder / "model_index.json").is_file():
+        return _of_diffusers_folder(folder, name)
     config = read_config(folder)
     family = str(config.get("family"))
-    if family != "infinity":
-        raise FileError(folder, f"holds a model of the family {family}", "only infinity can be painted with")
+    if family not in _OWN_FILES:
+        known = ", ".join(_OWN_FILES)
+        raise FileError(folder, f"holds a model of the family {family}", f"families that can be painted with: {known}")
     shipped = folder.parent == ZOO
     generation = config.get("generation")
     return Entry(
@@ -111,14 +173,52 @@ def _of_folder(folder: Path, name: str) -> Entry:
         source="ships with gesso" if shipped else "local folder",
         folder=folder,
         layout="gesso",
-        files=_OWN_FILES,
+        files=("config.json", "manifest.json", *_OWN_FILES[family]),
         size=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
         defaults=dict(generation) if isinstance(generation, dict) else {},
     )
 
 
-def _published(name: str) -> Entry:
-    description, transformer, tokenizer, edge = _PUBLISHED[name]
+def _of_diffusers_folder(folder: Path, name: str) -> Entry:
+    """A folder in diffusers' layout, whose index names the pipeline."""
+    called = str(read_config(folder, "model_index.json").get("_class_name"))
+    if called not in _CLASSES:
+        known = ", ".join(sorted(set(_CLASSES.values())))
+        raise FileError(folder, f"holds diffusers' {called}", f"families that can be painted with: {known}")
+    family = _CLASSES[called]
+    return Entry(
+        name=name,
+        family=family,
+        description=f"{family} in diffusers' layout",
+        licence="see its folder",
+        source="local folder",
+        folder=folder,
+        layout="diffusers",
+        files=_TWO_TEXTS if family == "flux" else _ONE_TEXT,
+    )
+
+
+def _diffusers(name: str, published: _Diffusers) -> Entry:
+    folder = load_settings().home / "weights" / name
+    return Entry(
+        name=name,
+        family=published.family,
+        description=published.description,
+        licence=published.licence,
+        source=published.repository,
+        folder=folder,
+        layout="diffusers",
+        files=published.parts,
+        # Some repositories hold the same weights once more as a single file; the parts are what is read.
+        fetch=f"hf download {published.repository} --include model_index.json "
+        + " ".join(f"--include '{part}/*'" for part in published.parts[1:])
+        + f" --local-dir {shlex.quote(str(folder))}",
+        defaults={"width": published.edge, "height": published.edge},
+    )
+
+
+def _infinity(name: str) -> Entry:
+    description, transformer, tokenizer, edge = _INFINITY[name]
     folder = load_settings().home / "weights" / name
     return Entry(
         name=name,
@@ -137,13 +237,13 @@ def _published(name: str) -> Entry:
     )
 
 
-def read_config(folder: Path) -> dict[str, object]:
-    """A model folder's `config.json`. Raises FileError where there is none, or it is no object."""
-    path = folder / "config.json"
+def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
+    """A model folder's configuration. Raises FileError where there is none, or it is no object."""
+    path = folder / name
     if not folder.is_dir():
         raise FileError(folder, "no such folder", "name a model of the catalogue or a folder with one")
     if not path.is_file():
-        raise FileError(folder, "holds no model (no config.json)", "name a folder that gesso train has exported")
+        raise FileError(folder, f"holds no model (no {name})", "name a folder that gesso train has exported")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,14 +22,22 @@ from gesso.errors import FileError, WeightsError
 _PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 
 
-def read_tensors(path: Path, keys: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """All tensors of a file, or of a folder that holds an index of shards or a single file.
+def read_tensors(path: Path, keys: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All tensors of a file, or of a folder that holds an index of shards or files without one.
 
-    `keys` are names that a `.pth` may wrap its state dict in, tried in order ("vae", "ema").
+    `keys` are names that a `.pth` may wrap its state dict in, tried in order ("vae", "ema"). `dtype` is what numbers
+    are cast to, shard by shard, so that a large model is never here twice.
     Raises FileError for a missing or foreign file, WeightsError for a truncated one.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, dtype)
+    state = _read_file(path, keys)
+    if dtype is None:
+        return state
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _read_file(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileError(path, "no such file", "name a .safetensors or .pth file")
     if path.suffix == ".safetensors":
@@ -94,7 +102,7 @@ def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _read_folder(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """A sharded folder by its index; without one, every safetensors file in it."""
     indexes = sorted(folder.glob("*.index.json"))
     if indexes:
@@ -108,7 +116,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         raise FileError(folder, "holds no weights", "name a folder with .safetensors files")
     state: dict[str, Tensor] = {}
     for shard in shards:
-        state |= read_tensors(shard)
+        state |= read_tensors(shard, dtype=dtype)
     return state
 
 

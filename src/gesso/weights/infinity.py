@@ -24,7 +24,7 @@ from gesso.models.infinity.checkpoint import (
 )
 from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
-from gesso.weights import manifest
+from gesso.weights import manifest, shared
 from gesso.weights.catalogue import read_config
 from gesso.weights.files import fill, read_tensors
 
@@ -63,7 +63,7 @@ def load_published_transformer(path: Path, *, patchify: bool = False) -> Infinit
         config = infer_transformer_config(state, patchify=patchify)
     except _UNUSABLE as error:
         raise WeightsError(path, detail=f"not an Infinity transformer ({_reason(error)})") from error
-    return _filled(InfinityTransformer, config, state, path)
+    return filled(InfinityTransformer, config, state, path)
 
 
 def load_published_tokenizer(path: Path) -> Autoencoder:
@@ -74,7 +74,7 @@ def load_published_tokenizer(path: Path) -> Autoencoder:
         config = infer_autoencoder_config(state)
     except _UNUSABLE as error:
         raise WeightsError(path, detail=f"not an Infinity tokenizer ({_reason(error)})") from error
-    return _filled(Autoencoder, config, state, path)
+    return filled(Autoencoder, config, state, path)
 
 
 def parse(kind: type[Config], values: object, source: Path) -> Config:
@@ -100,11 +100,11 @@ def _reason(error: Exception) -> str:
 
 
 def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config: Config) -> Network:
-    path = folder / f"{part}.safetensors"
-    return _filled(make, config, read_tensors(path), path)
+    path = shared.part(folder, f"{part}.safetensors")
+    return filled(make, config, read_tensors(path), path)
 
 
-def _filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
+def filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
     """The network in float32 and evaluation mode, filled without making its memory twice."""
     try:
         with torch.device("meta"):

@@ -8,7 +8,8 @@ import pytest
 import gesso
 
 NAMES = ["Engine", "GenerationRequest", "Result", "__version__", "errors", "events", "generate"]
-HEAVY = ("torch", "numpy", "PIL", "pydantic", "safetensors")
+LIBRARIES = ("diffusers", "transformers", "accelerate", "peft")
+HEAVY = ("torch", "numpy", "PIL", "pydantic", "safetensors", *LIBRARIES)
 
 
 def test_the_list_of_names_is_frozen() -> None:
@@ -38,3 +39,8 @@ def test_importing_gesso_loads_nothing_heavy() -> None:
 
 def test_the_schema_loads_pydantic_and_nothing_more() -> None:
     assert loaded_after("import gesso; gesso.GenerationRequest, gesso.Result") == {"pydantic"}
+
+
+def test_models_of_our_own_load_no_library_of_models() -> None:
+    code = "from gesso.engine.loading import load_planner; load_planner('infinity-nano')"
+    assert not loaded_after(code) & set(LIBRARIES)

@@ -36,10 +36,18 @@ def _refusal(pipeline: InfinityPipeline, **fields: object) -> RequestError:
     return caught.value
 
 
+WITHOUT_EFFECT = {"steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation"}
+
+
+def test_fields_of_diffusion_have_no_effect_and_a_warning(pipeline: InfinityPipeline) -> None:
+    plan = pipeline.plan(ask(steps=9, scheduler="euler"))
+    assert plan.warnings == ("tiny has no use for steps", "tiny has no use for scheduler")
+
+
 def test_every_blank_is_filled(pipeline: InfinityPipeline) -> None:
     plan = pipeline.plan(ask())
     blanks = {name for name, value in plan.request.model_dump().items() if value is None}
-    assert blanks == {"init_image", "init_strength"}  # together: no picture was given
+    assert blanks == {"init_image", "init_strength", *WITHOUT_EFFECT}  # the first two together: no picture was given
     assert plan.request.seed is not None
     assert pipeline.plan(plan.request).request == plan.request
     assert plan.steps == len(SQUARE)

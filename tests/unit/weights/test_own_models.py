@@ -138,8 +138,8 @@ def test_a_configuration_of_something_else(model: Path) -> None:
     for config in ([], 3, "text"):
         _rewrite(model, config)
         assert "is not a configuration" in str(_error(model))
-    _rewrite(model, {"family": "flux"})
-    assert "family flux" in str(_error(model))
+    _rewrite(model, {"family": "cubism"})
+    assert "family cubism" in str(_error(model))
 
 
 def _network(**values: object) -> Change:

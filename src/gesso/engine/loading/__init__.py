@@ -29,6 +29,10 @@ _DTYPES = {
 _LOADERS: dict[tuple[str, str], tuple[str, str, str | None]] = {
     ("infinity", "gesso"): ("infinity", "load_own", "plan_own"),
     ("infinity", "infinity"): ("infinity", "load_published", None),
+    ("flux", "gesso"): ("flow_nano", "load_own", "plan_own"),
+    ("flux", "diffusers"): ("flux", "load_published", "plan_published"),
+    ("z-image", "gesso"): ("flow_nano", "load_own", "plan_own"),
+    ("z-image", "diffusers"): ("z_image", "load_published", "plan_published"),
 }
 
 

@@ -1,0 +1,114 @@
+"""Puts a Z-Image together from a folder in diffusers' layout: networks strictly filled, their fit checked, a pipeline.
+
+Not here: names and places (`weights/catalogue`), strictness (`weights/z_image`), what the pipeline does, nano models
+(`flow_nano`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from gesso.engine.device import default_device, has_fast_bfloat16
+from gesso.errors import FileError
+from gesso.models.qwen_text import QwenText
+from gesso.models.s3dit.config import S3DiTConfig
+from gesso.models.s3dit.packing import padded
+from gesso.models.siglip_pictures import SiglipPictures
+from gesso.pipelines.z_image import ZImagePipeline
+from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule, ZImageDefaults
+from gesso.weights.catalogue import Entry, read_config
+from gesso.weights.files import digest
+from gesso.weights.infinity import parse
+from gesso.weights.z_image import load_autoencoder, load_pictures, load_text, load_transformer
+
+_PIPELINES = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageOmniPipeline")
+_TURBO_SHIFT = 3.0  # published models differ in this alone: Turbo's is 3, that of those with guidance is 6
+_TIMESTEPS = 1000
+
+
+def load_published(entry: Entry, device: str, dtype: torch.dtype) -> ZImagePipeline:
+    """Z-Image as its authors publish it for diffusers; its files say whether it is Turbo, Base or one that edits.
+
+    Raises FileError for a folder that holds something else or whose parts do not fit each other, WeightsError for
+    weights that are incomplete, too many, damaged or of the wrong shape, MissingError without diffusers.
+    """
+    return _put_together(entry, device, dtype, weights=True)
+
+
+def plan_published(entry: Entry) -> ZImagePipeline:
+    """The same, to plan with and nothing else: networks have their shapes and no weights, which are not read."""
+    bfloat16 = default_device() != "cpu" or has_fast_bfloat16()
+    return _put_together(entry, "meta", torch.bfloat16 if bfloat16 else torch.float32, weights=False)
+
+
+def _put_together(entry: Entry, device: str, dtype: torch.dtype, *, weights: bool) -> ZImagePipeline:
+    folder = entry.folder
+    called = read_config(folder, "model_index.json").get("_class_name")
+    if called not in _PIPELINES:
+        wanted = f"one of {', '.join(_PIPELINES)} is wanted"
+        raise FileError(folder, f"holds diffusers' {called}, not a Z-Image", wanted)
+    shift = _shift(entry)
+    transformer = load_transformer(folder, dtype, weights=weights)
+    autoencoder = load_autoencoder(folder, weights=weights)
+    text = load_text(folder, dtype, weights=weights)
+    pictures = load_pictures(folder, dtype) if weights and transformer.config.siglip_feat_dim is not None else None
+    values: Any = autoencoder.config
+    _check_fit(entry, transformer.config, values["latent_channels"], text, pictures)
+    text.network.to(device)  # pyright: ignore[reportArgumentType]
+    if pictures is not None:
+        pictures.network.to(device)
+    return ZImagePipeline(
+        transformer=transformer.to(device),
+        autoencoder=autoencoder.to(device),  # pyright: ignore[reportArgumentType]
+        text=text,
+        shift=shift,
+        defaults=_defaults(entry, editing=called == "ZImageOmniPipeline", distilled=shift.shift <= _TURBO_SHIFT),
+        name=entry.name,
+        digest=digest(_files(entry)) if weights else "",
+        pictures=pictures,
+    )
+
+
+def _shift(entry: Entry) -> ShiftRule:
+    """How the schedule bends; of the rest of its configuration only what would change the arithmetic is looked at."""
+    folder = entry.folder / "scheduler"
+    config = read_config(folder, "scheduler_config.json")
+    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+        problem = f"holds diffusers' {config.get('_class_name')}, not FlowMatchEulerDiscreteScheduler"
+        raise FileError(folder, problem, "fetch it again")
+    if config.get("num_train_timesteps", _TIMESTEPS) != _TIMESTEPS:
+        raise FileError(folder, f"its num_train_timesteps is not {_TIMESTEPS}", "fetch it again")
+    known = {field.name for field in fields(ShiftRule)}
+    return parse(ShiftRule, {name: value for name, value in config.items() if name in known}, folder)
+
+
+def _check_fit(
+    entry: Entry, network: S3DiTConfig, latent_channels: int, text: QwenText, pictures: SiglipPictures | None
+) -> None:
+    """Whether each part takes what the one before it makes. Raises FileError."""
+    problem = ""
+    if network.in_channels != latent_channels:
+        problem = f"the transformer reads {network.in_channels} channels where the autoencoder makes {latent_channels}"
+    elif network.cap_feat_dim != text.width:
+        problem = f"text features are {text.width} wide where the transformer reads {network.cap_feat_dim}"
+    elif padded(text.max_tokens) + 1 >= network.axes_lens[0]:
+        problem = f"a prompt of {text.max_tokens} tokens is beyond the transformer's {network.axes_lens[0]} positions"
+    elif pictures is not None and network.siglip_feat_dim != pictures.width:
+        problem = f"picture features are {pictures.width} wide where the transformer reads {network.siglip_feat_dim}"
+    if problem:
+        raise FileError(entry.folder, f"its parts do not fit: {problem}", "fetch it again")
+
+
+def _defaults(entry: Entry, *, editing: bool, distilled: bool) -> ZImageDefaults:
+    kind = EDIT if editing else TURBO if distilled else BASE
+    parse(ZImageDefaults, entry.defaults, entry.folder)
+    return replace(kind, **entry.defaults)  # pyright: ignore[reportArgumentType]
+
+
+def _files(entry: Entry) -> list[Any]:
+    """Every file of the parts that are read, in order of their names."""
+    parts = [entry.folder / name for name in entry.files]
+    return sorted(path for part in parts for path in (part.rglob("*") if part.is_dir() else [part]) if path.is_file())

@@ -1,0 +1,240 @@
+"""What a request means to FLUX: blanks filled, values checked, warnings, schedules, and the cost of it all.
+
+Reads configurations and sizes of networks, never weights, so it works on the meta device. Not here: the other five
+verbs (`flux`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gesso.errors import RequestError
+from gesso.models import flux_cost
+from gesso.pictures import read_pixels
+from gesso.pipelines.contract import Cost, Plan, without_effect
+from gesso.pipelines.flux_state import FluxDefaults, TextEncoder, TwoTextEncoders
+from gesso.request import GenerationRequest
+from gesso.sampling import schedulers
+from gesso.sampling.schedulers import Scheduler
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+_T = TypeVar("_T")
+
+_DRAWN_SEEDS = 2**32
+_LONGEST_QUOTE = 200  # characters
+_UNUSED = ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
+
+
+class FluxPlanner:
+    """`plan` for one model, and what its other verbs ask of a plan."""
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        autoencoder: AutoencoderKL,
+        text: TextEncoder,
+        scheduler: Mapping[str, Any],
+        defaults: FluxDefaults,
+        name: str,
+    ) -> None:
+        self.defaults, self.name = defaults, name
+        self._transformer, self._autoencoder, self._text, self._scheduler = transformer, autoencoder, text, scheduler
+        self._network: Any = transformer.config
+        self._vae: Any = autoencoder.config
+        self.stride: int = 2 ** (len(self._vae["block_out_channels"]) - 1)
+        self.embeds_guidance: bool = self._network["guidance_embeds"]
+
+    @property
+    def guides_truly(self) -> bool:
+        """Whether a request's plain guidance is classifier-free guidance here."""
+        return not (self.embeds_guidance or self.defaults.distilled)
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
+        filled = self._filled(request)
+        assert filled.scheduler is not None
+        schedulers.check_name(filled.scheduler, from_picture=filled.init_image is not None)
+        _, timesteps_N = self.schedule(filled, "cpu")
+        evaluations = len(timesteps_N)
+        if isinstance(filled.guidance, tuple) and len(filled.guidance) != evaluations:
+            hint = f"a list needs {evaluations} values here, one an evaluation"
+            raise RequestError("guidance", filled.guidance, "one number or a list", hint)
+        plan = Plan(request=filled, steps=evaluations, cost=Cost(flops=0.0, bytes=0.0), peak_bytes=0)
+        true_guidance = guidance_values(plan, self)[1]
+        warnings = (*self._size_warnings(filled), *self._guidance_warnings(request, true_guidance))
+        return Plan(
+            request=filled,
+            steps=evaluations,
+            cost=self._cost(filled, true_guidance),
+            peak_bytes=self._peak_bytes(filled),
+            warnings=(*warnings, *self._text_warnings(request), *without_effect(request, _UNUSED, self.name)),
+        )
+
+    def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
+        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`."""
+        assert request.scheduler is not None and request.steps is not None
+        return schedulers.make_scheduler(
+            request.scheduler,
+            self._scheduler,
+            steps=request.steps,
+            tokens=self._tokens(request),
+            strength=1.0 if request.init_strength is None else request.init_strength,
+            device=device,
+        )
+
+    def step_costs(self, request: GenerationRequest, true_guidance: tuple[float, ...]) -> tuple[Cost, ...]:
+        """Cost of each step of one picture: one evaluation, or two."""
+        tokens, text = self._tokens(request), self._text.max_tokens
+        weights = flux_cost.weight_bytes([self._transformer])
+        once = Cost(
+            flops=flux_cost.transformer_flops(self._network, tokens, text),
+            bytes=flux_cost.transformer_bytes(self._network, tokens, text, weights, self._bytes_each),
+        )
+        return tuple(once + once if value > 1 else once for value in true_guidance)
+
+    # ---- blanks and checks ------------------------------------------------------------------------------------------
+
+    def _filled(self, request: GenerationRequest) -> GenerationRequest:
+        defaults = self.defaults
+        width, height = _or(request.width, defaults.width), _or(request.height, defaults.height)
+        self._check_edge("width", width)
+        self._check_edge("height", height)
+        guidance, true_guidance = _or(request.guidance, defaults.guidance), _or(request.true_guidance, 1.0)
+        if self.guides_truly:  # the two are one thing here, so either fills the other
+            guidance = _or(request.guidance, _or(request.true_guidance, defaults.guidance))
+            alone = guidance if isinstance(guidance, float) else None
+            true_guidance = _or(request.true_guidance, alone)
+        return request.model_copy(
+            update={
+                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
+                "width": width,
+                "height": height,
+                "steps": _or(request.steps, defaults.steps),
+                "scheduler": _or(request.scheduler, defaults.scheduler),
+                "guidance": guidance,
+                "true_guidance": true_guidance,
+                "init_strength": _or(request.init_strength, defaults.init_strength) if request.init_image else None,
+            }
+        )
+
+    def _check_edge(self, field: str, pixels: int) -> None:
+        """A multiple of the pixels of two latent cells, and not beyond the largest; else the nearest are named."""
+        multiple, largest = 2 * self.stride, self.defaults.largest_edge
+        if pixels > largest:
+            raise RequestError(field, pixels, f"at most {largest} for {self.name}", f"nearest: {largest}")
+        if pixels % multiple:
+            below = pixels - pixels % multiple
+            near = [str(edge) for edge in (below, below + multiple) if 0 < edge <= largest]
+            raise RequestError(
+                field, pixels, f"a multiple of {multiple} for {self.name}", f"nearest: {' or '.join(near)}"
+            )
+
+    def _tokens(self, request: GenerationRequest) -> int:
+        assert request.width is not None and request.height is not None
+        edge = 2 * self.stride
+        return (request.width // edge) * (request.height // edge)
+
+    # ---- warnings ---------------------------------------------------------------------------------------------------
+
+    def _size_warnings(self, filled: GenerationRequest) -> tuple[str, ...]:
+        """Of a size that the model was not trained at, and of a given picture that has other proportions."""
+        assert filled.width is not None and filled.height is not None
+        found = []
+        size = (filled.width, filled.height)
+        if self.defaults.sizes and size not in self.defaults.sizes:
+            trained = ", ".join(f"{width}x{height}" for width, height in self.defaults.sizes)
+            found.append(f"{self.name} was trained at {trained}; other sizes come out worse")
+        if filled.init_image is not None:
+            with read_pixels(Path(filled.init_image)) as image:
+                if image.width * filled.height != image.height * filled.width:
+                    given, painted = f"{image.width}x{image.height}", f"{filled.width}x{filled.height}"
+                    found.append(
+                        f"init_image is {given} and is stretched to {painted}; crop it to keep its proportions"
+                    )
+        return tuple(found)
+
+    def _guidance_warnings(self, request: GenerationRequest, true_guidance: tuple[float, ...]) -> tuple[str, ...]:
+        found = []
+        given = request.guidance if isinstance(request.guidance, tuple) else (request.guidance,)
+        if self.defaults.distilled and not self.embeds_guidance and any(value not in (None, 0, 1) for value in given):
+            found.append(f"guidance has no effect: {self.name} is distilled and paints without it")
+        both = request.guidance is not None and request.true_guidance is not None
+        if self.guides_truly and both and request.guidance != request.true_guidance:
+            found.append(f"true_guidance is taken: it is what guidance means to {self.name}")
+        if request.negative and max(true_guidance) <= 1:
+            field = "guidance" if self.guides_truly else "true_guidance"
+            found.append(f"negative has no effect unless {field} is above 1")
+        return tuple(found)
+
+    def _text_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
+        """Of what is cut off because it is too long, and of words that the model has never met."""
+        text, found = self._text, []
+        for field, words in (("prompt", request.prompt), ("negative", request.negative)):
+            if tail := text.cut(words):
+                length = f"the {text.max_tokens} tokens that {self.name} reads"
+                found.append(f"{field} is longer than {length}; cut off: {_quoted(tail)}")
+            if isinstance(text, TwoTextEncoders) and (tail := text.cut_from_pooled(words)):
+                length = f"the {text.pooled_tokens} tokens that CLIP reads for the picture's overall style"
+                found.append(f"{field} is longer than {length}; cut off there: {_quoted(tail)}")
+        unknown = dict.fromkeys([*text.unknown(request.prompt), *text.unknown(request.negative)])
+        if unknown:
+            found.append(f"{self.name} does not know {', '.join(map(repr, unknown))}")
+        return tuple(found)
+
+    # ---- cost -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _bytes_each(self) -> int:
+        return self._transformer.x_embedder.weight.element_size()
+
+    def _text_networks(self) -> list[nn.Module]:
+        """The networks that the text encoder is, or holds."""
+        held = vars(self._text).values() if not isinstance(self._text, nn.Module) else [self._text]
+        return [part for part in held if isinstance(part, nn.Module)]
+
+    def _cost(self, filled: GenerationRequest, true_guidance: tuple[float, ...]) -> Cost:
+        """The whole of one picture: texts, given picture, steps, decoding."""
+        assert filled.width is not None and filled.height is not None
+        texts = 2 if max(true_guidance) > 1 else 1
+        flops = texts * flux_cost.text_flops(self._text_networks(), self._text.max_tokens)
+        flops += flux_cost.decode_flops(self._vae, filled.width, filled.height)
+        if filled.init_image is not None:
+            flops += flux_cost.encode_flops(self._vae, filled.width, filled.height)
+        moved = flux_cost.weight_bytes([*self._text_networks(), self._autoencoder])
+        return sum(self.step_costs(filled, true_guidance), Cost(flops=flops, bytes=float(moved)))
+
+    def _peak_bytes(self, filled: GenerationRequest) -> int:
+        assert filled.width is not None and filled.height is not None
+        each = self._bytes_each
+        weights = flux_cost.weight_bytes([*self._text_networks(), self._transformer, self._autoencoder])
+        stepping = flux_cost.transformer_peak_bytes(self._network, self._tokens(filled), self._text.max_tokens, each)
+        return weights + max(stepping, flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each))
+
+
+def guidance_values(plan: Plan, planner: FluxPlanner) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """For each evaluation: the guidance that goes into the network, and the scale of classifier-free guidance."""
+    request = plan.request
+    assert request.guidance is not None
+    embedded = request.guidance if isinstance(request.guidance, tuple) else (float(request.guidance),) * plan.steps
+    if request.true_guidance is not None:
+        return embedded, (float(request.true_guidance),) * plan.steps
+    return embedded, embedded if planner.guides_truly else (1.0,) * plan.steps
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _quoted(text: str) -> str:
+    if len(text) > _LONGEST_QUOTE:
+        return f'"{text[:_LONGEST_QUOTE]}…" ({len(text)} characters)'
+    return f'"{text}"'

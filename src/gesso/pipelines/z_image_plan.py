@@ -1,0 +1,276 @@
+"""What a request means to Z-Image: blanks filled, values checked, warnings, schedules, and the cost of it all.
+
+Reads configurations and sizes of networks, never weights, so it works on the meta device. Not here: the other five
+verbs (`z_image`).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gesso.errors import RequestError
+from gesso.models import flux_cost
+from gesso.models.s3dit import cost
+from gesso.models.s3dit.packing import ContextShape, Size
+from gesso.models.s3dit.transformer import S3DiT
+from gesso.pictures import read_pixels
+from gesso.pipelines.contract import Cost, Plan, without_effect
+from gesso.pipelines.z_image_state import PictureEncoder, ShiftRule, TextEncoder, ZImageDefaults, guidance_of_steps
+from gesso.request import GenerationRequest
+from gesso.sampling.flow import complete, dynamic_shift, first_step, linear_sigmas, shift_of_tokens, static_shift
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+_T = TypeVar("_T")
+
+SCHEDULERS = ("euler",)
+_DRAWN_SEEDS = 2**32
+_LONGEST_QUOTE = 200  # characters
+_LARGEST_CONDITION = 1024 * 1024  # pixels of a picture that is edited
+_UNUSED = ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p")
+_TEMPLATE_PIECE = 32  # tokens at most of a piece of an editing prompt that is only marks
+
+
+class ZImagePlanner:
+    """`plan` for one model, and what its other verbs ask of a plan."""
+
+    def __init__(
+        self,
+        transformer: S3DiT,
+        autoencoder: AutoencoderKL,
+        text: TextEncoder,
+        pictures: PictureEncoder | None,
+        shift: ShiftRule,
+        defaults: ZImageDefaults,
+        name: str,
+    ) -> None:
+        self.defaults, self.name = defaults, name
+        self._transformer, self._autoencoder, self._text, self._pictures = transformer, autoencoder, text, pictures
+        self._shift, self._config = shift, transformer.config
+        self._vae: Any = autoencoder.config
+        self.stride: int = 2 ** (len(self._vae["block_out_channels"]) - 1)
+
+    @property
+    def edge(self) -> int:
+        """Pixels along the edge of a token; sizes are multiples of it."""
+        return self.stride * self._config.patch[1]
+
+    def plan(self, request: GenerationRequest) -> Plan:
+        """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
+        filled = self._filled(request)
+        if filled.scheduler not in SCHEDULERS:
+            hint = f"there is: {', '.join(SCHEDULERS)}"
+            raise RequestError("scheduler", filled.scheduler, f"a scheduler of {self.name}", hint)
+        sigmas_N = self.sigmas(filled)
+        if len(sigmas_N) < 2:
+            strength = filled.init_strength
+            raise RequestError("init_strength", strength, f"above 0 for {self.name}", "nothing would be painted anew")
+        if isinstance(filled.guidance, tuple) and len(filled.guidance) != len(sigmas_N) - 1:
+            hint = f"a list needs {len(sigmas_N) - 1} values here, one a step"
+            raise RequestError("guidance", filled.guidance, "one number or a list", hint)
+        guidance = guidance_of_steps(filled, sigmas_N)
+        guided = any(guidance)
+        prompt = self._shape(filled, filled.prompt)
+        negative = self._shape(filled, filled.negative) if guided else None
+        return Plan(
+            request=filled,
+            steps=len(sigmas_N) - 1,
+            cost=self._cost(filled, guidance, prompt, negative),
+            peak_bytes=self._peak_bytes(filled, prompt, negative),
+            warnings=(*self._warnings(request, filled, guided), *self._text_warnings(request)),
+        )
+
+    def size(self, request: GenerationRequest) -> Size:
+        """Of a filled request's latent, in cells."""
+        assert request.width is not None and request.height is not None
+        return 1, request.height // self.stride, request.width // self.stride
+
+    def sigmas(self, request: GenerationRequest) -> Tensor:
+        """Where each step of a filled request begins, then 0, float32. A picture to start from skips the first ones."""
+        assert request.steps is not None
+        sigmas_N, rule = linear_sigmas(request.steps), self._shift
+        if rule.use_dynamic_shifting:
+            mu = shift_of_tokens(
+                math.prod(self.size(request)) // self._config.patch[1] ** 2,
+                base_tokens=rule.base_image_seq_len,
+                most_tokens=rule.max_image_seq_len,
+                base_shift=rule.base_shift,
+                most_shift=rule.max_shift,
+            )
+            sigmas_N = dynamic_shift(sigmas_N, mu)
+        else:
+            sigmas_N = static_shift(sigmas_N, rule.shift)
+        strength = 1.0 if self.defaults.editing or request.init_strength is None else request.init_strength
+        return complete(sigmas_N)[first_step(request.steps, strength) :]
+
+    def step_costs(
+        self, size: Size, guidance: Sequence[float], prompt: ContextShape, negative: ContextShape | None
+    ) -> tuple[Cost, ...]:
+        """Cost of each step: one evaluation, or two where it is guided."""
+        config, each = self._config, self._bytes_each
+        weights = flux_cost.weight_bytes([self._transformer])
+        costs: dict[bool, Cost] = {}
+        for doubled in {value > 1 for value in guidance}:
+            contexts = [prompt, negative] if doubled and negative is not None else [prompt]
+            tokens = sum(cost.whole_tokens(config, size, context) for context in contexts)
+            moved = weights + (config.n_layers + config.n_refiner_layers) * cost.working_bytes(config, tokens, each)
+            costs[doubled] = Cost(flops=cost.evaluation_flops(config, size, contexts), bytes=float(moved))
+        return tuple(costs[value > 1] for value in guidance)
+
+    def condition_sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height to which a picture of this size is reduced to be edited, and then cut, in whole tokens."""
+        if width * height > _LARGEST_CONDITION:
+            factor = math.sqrt(_LARGEST_CONDITION / (width * height))
+            width, height = int(width * factor), int(height * factor)
+        cut = max(width // self.edge, 1) * self.edge, max(height // self.edge, 1) * self.edge
+        return (width, height), cut
+
+    # ---- blanks and checks ------------------------------------------------------------------------------------------
+
+    def _filled(self, request: GenerationRequest) -> GenerationRequest:
+        defaults = self.defaults
+        width, height, strength = request.width, request.height, None
+        if request.init_image is not None:
+            with read_pixels(Path(request.init_image)) as image:
+                if defaults.editing and (width is None or height is None):
+                    _, (across, down) = self.condition_sizes(image.width, image.height)
+                    width, height = _or(width, across), _or(height, down)
+            strength = request.init_strength if defaults.editing else _or(request.init_strength, defaults.init_strength)
+        width, height = _or(width, defaults.width), _or(height, defaults.height)
+        self._check_edge("width", width, self._config.axes_lens[2])
+        self._check_edge("height", height, self._config.axes_lens[1])
+        return request.model_copy(
+            update={
+                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
+                "width": width,
+                "height": height,
+                "steps": _or(request.steps, defaults.steps),
+                "scheduler": _or(request.scheduler, defaults.scheduler),
+                "guidance": _or(request.guidance, defaults.guidance),
+                "guidance_normalization": _or(request.guidance_normalization, defaults.guidance_normalization),
+                "guidance_truncation": _or(request.guidance_truncation, defaults.guidance_truncation),
+                "init_strength": strength,
+            }
+        )
+
+    def _check_edge(self, field: str, pixels: int, positions: int) -> None:
+        """Whole tokens, and not more of them than the network has positions; else the nearest are named."""
+        largest = positions * self.edge
+        if pixels > largest:
+            raise RequestError(field, pixels, f"at most {largest} for {self.name}", f"nearest: {largest}")
+        if pixels % self.edge:
+            below = pixels - pixels % self.edge
+            near = [str(edge) for edge in (below, below + self.edge) if 0 < edge <= largest]
+            allowed = f"a multiple of {self.edge} for {self.name}"
+            raise RequestError(field, pixels, allowed, f"nearest: {' or '.join(near)}")
+
+    # ---- warnings ---------------------------------------------------------------------------------------------------
+
+    def _warnings(self, request: GenerationRequest, filled: GenerationRequest, guided: bool) -> tuple[str, ...]:
+        found: list[str] = []
+        defaults, size = self.defaults, (filled.width, filled.height)
+        if defaults.sizes and size not in defaults.sizes:
+            trained = ", ".join(f"{width}x{height}" for width, height in defaults.sizes)
+            found.append(f"{self.name} was trained at {trained}; other sizes come out worse")
+        if defaults.distilled and guided:
+            found.append(
+                f"{self.name} is distilled to paint without guidance, which doubles the work and harms the picture"
+            )
+        if request.negative and not guided:
+            found.append("negative has no effect unless guidance is above 1")
+        unused = (*_UNUSED, "init_strength") if defaults.editing else _UNUSED
+        return (*found, *without_effect(request, unused, self.name))
+
+    def _text_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
+        """Of what is cut off because it is too long, and of words that the model has never met."""
+        text, found = self._text, []
+        for field, words in (("prompt", request.prompt), ("negative", request.negative)):
+            if tail := text.cut(words):
+                length = f"the {text.max_tokens} tokens that {self.name} reads"
+                found.append(f"{field} is longer than {length}; cut off: {_quoted(tail)}")
+        unknown = dict.fromkeys([*text.unknown(request.prompt), *text.unknown(request.negative)])
+        if unknown:
+            found.append(f"{self.name} does not know {', '.join(map(repr, unknown))}")
+        return tuple(found)
+
+    # ---- cost -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _bytes_each(self) -> int:
+        return torch.finfo(self._transformer.dtype).bits // 8
+
+    def _shape(self, request: GenerationRequest, prompt: str) -> ContextShape:
+        """Of the context that a prompt will make; of an edited picture's features, the most there may be."""
+        tokens = min(self._text.count(prompt), self._text.max_tokens)
+        if not self.defaults.editing:
+            return ContextShape(captions=(tokens,))
+        if request.init_image is None:
+            return ContextShape(captions=(tokens,), editing=True)
+        with read_pixels(Path(request.init_image)) as image:
+            _, (width, height) = self.condition_sizes(image.width, image.height)
+        return ContextShape(
+            captions=(_TEMPLATE_PIECE, tokens, _TEMPLATE_PIECE),
+            conditions=((1, height // self.stride, width // self.stride),),
+            features=((1, self._pictures.max_tokens),) if self._pictures is not None else (),
+            editing=True,
+        )
+
+    def _cost(
+        self,
+        filled: GenerationRequest,
+        guidance: Sequence[float],
+        prompt: ContextShape,
+        negative: ContextShape | None,
+    ) -> Cost:
+        """The whole of one picture: texts, given picture, steps, decoding."""
+        assert filled.width is not None and filled.height is not None
+        contexts = [prompt] if negative is None else [prompt, negative]
+        networks = _networks(self._text)
+        flops = flux_cost.decode_flops(self._vae, filled.width, filled.height)
+        for context in contexts:
+            flops += flux_cost.text_flops(networks, sum(context.captions))
+            flops += cost.read_flops(self._config, context)
+        for _, height, width in prompt.conditions:
+            flops += flux_cost.encode_flops(self._vae, width * self.stride, height * self.stride)
+        if filled.init_image is not None and not prompt.conditions:
+            flops += flux_cost.encode_flops(self._vae, filled.width, filled.height)
+        moved = flux_cost.weight_bytes([*networks, self._autoencoder])
+        steps = self.step_costs(self.size(filled), guidance, prompt, negative)
+        return sum(steps, Cost(flops=flops, bytes=float(moved)))
+
+    def _peak_bytes(self, filled: GenerationRequest, prompt: ContextShape, negative: ContextShape | None) -> int:
+        assert filled.width is not None and filled.height is not None
+        contexts = [prompt] if negative is None else [prompt, negative]
+        tokens = sum(cost.whole_tokens(self._config, self.size(filled), context) for context in contexts)
+        stepping = cost.working_bytes(self._config, tokens, self._bytes_each)
+        each = next(self._autoencoder.parameters()).element_size()
+        decoding = flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each)
+        weights = flux_cost.weight_bytes(
+            [*_networks(self._text), *_networks(self._pictures), self._transformer, self._autoencoder]
+        )
+        return weights + max(stepping, decoding)
+
+
+def _networks(encoder: object) -> list[nn.Module]:
+    """The networks that an encoder is, or holds."""
+    if isinstance(encoder, nn.Module):
+        return [encoder]
+    return [part for part in getattr(encoder, "__dict__", {}).values() if isinstance(part, nn.Module)]
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _quoted(text: str) -> str:
+    if len(text) > _LONGEST_QUOTE:
+        return f'"{text[:_LONGEST_QUOTE]}…" ({len(text)} characters)'
+    return f'"{text}"'

@@ -1,0 +1,171 @@
+"""What Z-Image's `plan` fills in, refuses, warns of and counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gesso.errors import FileError, RequestError
+from gesso.pipelines.z_image import ZImagePipeline
+from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule
+from gesso.request import GenerationRequest
+from tests.tiny_z_image import DEFAULTS, tiny_pipeline, tiny_text
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ZImagePipeline:
+    return tiny_pipeline()
+
+
+def ask(**fields: object) -> GenerationRequest:
+    return GenerationRequest.model_validate({"prompt": "a red star", **fields})
+
+
+def _refusal(pipeline: ZImagePipeline, **fields: object) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        pipeline.plan(ask(**fields))
+    return caught.value
+
+
+def test_blanks_are_the_models() -> None:
+    for kind, steps, guidance in ((TURBO, 8, 0.0), (BASE, 50, 5.0), (EDIT, 50, 5.0)):
+        filled = tiny_pipeline(replace(kind, width=32, height=48)).plan(ask()).request
+        assert (filled.steps, filled.guidance, filled.scheduler) == (steps, guidance, "euler")
+        assert (filled.width, filled.height) == (32, 48)
+        assert (filled.guidance_normalization, filled.guidance_truncation) == (0.0, 1.0)
+
+
+def test_a_plan_is_its_own_plan(pipeline: ZImagePipeline) -> None:
+    plan = pipeline.plan(ask(seed=0, guidance=0.0, negative="blue", steps=1))
+    assert pipeline.plan(plan.request) == plan
+    assert (plan.steps, plan.request.seed) == (1, 0)
+
+
+@pytest.mark.parametrize(("width", "nearest"), [(40, "32 or 48"), (8, "16"), (255, "240 or 256")])
+def test_sizes_are_whole_tokens(pipeline: ZImagePipeline, width: int, nearest: str) -> None:
+    for field in ("width", "height"):
+        error = _refusal(pipeline, **{field: width})
+        assert (error.field, error.allowed, error.hint) == (field, "a multiple of 16 for tiny", f"nearest: {nearest}")
+
+
+def test_sizes_end_where_positions_do(pipeline: ZImagePipeline) -> None:
+    error = _refusal(pipeline, height=272)
+    assert (error.field, error.allowed, error.hint) == ("height", "at most 256 for tiny", "nearest: 256")
+    assert pipeline.plan(ask(width=256)).request.width == 256
+
+
+def test_schedulers_are_named(pipeline: ZImagePipeline) -> None:
+    error = _refusal(pipeline, scheduler="clairvoyance")
+    assert (error.field, error.value, error.hint) == ("scheduler", "clairvoyance", "there is: euler")
+
+
+def test_lists_have_one_value_a_step(pipeline: ZImagePipeline, tmp_path: Path) -> None:
+    assert "4 values" in _refusal(pipeline, guidance=(1.0, 2.0)).hint
+    Image.new("RGB", (8, 8)).save(tmp_path / "given.png")
+    given = {"init_image": str(tmp_path / "given.png"), "init_strength": 0.5}
+    assert pipeline.plan(ask(guidance=(1.0, 2.0), **given)).steps == 2
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e-300])
+def test_nothing_to_paint_is_refused(pipeline: ZImagePipeline, tmp_path: Path, strength: float) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "given.png")
+    error = _refusal(pipeline, init_image=str(tmp_path / "given.png"), init_strength=strength)
+    assert (error.field, error.value) == ("init_strength", strength)
+    assert pipeline.plan(ask(init_image=str(tmp_path / "given.png"), init_strength=0.01)).steps == 1
+
+
+def test_what_is_no_picture_is_refused(pipeline: ZImagePipeline, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(FileError, match=name):
+            pipeline.plan(ask(init_image=str(tmp_path / name)))
+
+
+def _warned(pipeline: ZImagePipeline, **fields: object) -> str:
+    return " | ".join(pipeline.plan(ask(**fields)).warnings)
+
+
+def test_warnings(pipeline: ZImagePipeline, tmp_path: Path) -> None:
+    turbo = tiny_pipeline(replace(TURBO, width=64, height=64))
+    assert _warned(pipeline) == _warned(turbo) == ""
+    assert "distilled to paint without guidance" in _warned(turbo, guidance=3.0)
+    assert _warned(turbo, guidance=1.0) == ""
+    assert "negative has no effect" in _warned(turbo, negative="blue")
+    assert _warned(pipeline, negative="blue") == ""
+    assert "no use for temperature" in _warned(pipeline, temperature=0.5)
+    assert "no use for true_guidance" in _warned(pipeline, true_guidance=2.0)
+    assert "does not know 'zebra', 'fog'" in _warned(pipeline, prompt="a zebra", negative="fog")
+    trained = tiny_pipeline(replace(DEFAULTS, sizes=((64, 64),)))
+    assert _warned(trained) == ""
+    assert "was trained at 64x64" in _warned(trained, width=32)
+    editor = tiny_pipeline(replace(EDIT, width=64, height=64), text=tiny_text())
+    Image.new("RGB", (32, 32)).save(tmp_path / "given.png")
+    given = {"init_image": str(tmp_path / "given.png")}
+    assert _warned(editor, **given) == ""
+    assert "no use for init_strength" in _warned(editor, **given, init_strength=0.5)
+
+
+def test_what_is_cut_is_quoted(pipeline: ZImagePipeline) -> None:
+    words = " ".join(["red"] * 39)
+    assert _warned(pipeline, prompt=words) == ""
+    assert 'cut off: "blue ring"' in _warned(pipeline, prompt=f"{words} blue ring")
+    assert "negative is longer" in _warned(pipeline, negative="red " * 100)
+    spelled = tiny_pipeline(text=tiny_text(length=30))
+    assert _warned(spelled, prompt="ab") == ""
+    assert spelled.text.cut("a" * 23 + " blue ring").endswith("blue ring")
+    assert 'cut off: "' in _warned(spelled, prompt="a" * 23 + " blue ring")
+
+
+@pytest.mark.parametrize("fields", [{}, {"guidance": 0.0}, {"guidance": (3.0, 0.0, 3.0, 1.0), "negative": "blue"}])
+def test_costs_add_up(pipeline: ZImagePipeline, fields: dict[str, object]) -> None:
+    plan = pipeline.plan(ask(seed=1, **fields))
+    (conditioning,) = pipeline.encode([plan])
+    state = pipeline.begin(plan, conditioning, 0)
+    spent = 0.0
+    for _ in range(plan.steps):
+        assert state.cost.bytes > 0
+        spent += state.cost.flops
+        pipeline.step([state])
+    assert spent < plan.cost.flops
+    assert plan.peak_bytes > sum(parameter.nbytes for parameter in pipeline.transformer.parameters())
+
+
+@torch.no_grad()
+def test_operations_are_those_that_torch_counts(pipeline: ZImagePipeline) -> None:
+    request = ask(seed=1, guidance=2.0)
+    stated = pipeline.plan(request).cost.flops
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it counts no fused kernels
+        plan = pipeline.plan(request)
+        (conditioning,) = pipeline.encode([plan])
+        state = pipeline.begin(plan, conditioning, 0)
+        while state.remaining:
+            pipeline.step([state])
+        list(pipeline.decode([state]))
+    assert abs(stated - counter.get_total_flops()) < 0.1 * stated
+
+
+def test_it_plans_without_weights() -> None:
+    real = tiny_pipeline()
+    empty = ZImagePipeline(
+        transformer=tiny_pipeline().transformer.to("meta"),
+        autoencoder=tiny_pipeline().autoencoder.to("meta"),  # pyright: ignore[reportArgumentType]
+        text=real.text,
+        shift=ShiftRule(),
+        defaults=DEFAULTS,
+        name="tiny",
+        digest="",
+    )
+    assert empty.plan(ask(seed=1)) == real.plan(ask(seed=1))
+
+
+def test_shifts_that_make_no_schedule_are_refused() -> None:
+    for values in ({"shift": 0.0}, {"shift": math.nan}, {"base_image_seq_len": 10, "max_image_seq_len": 10}):
+        with pytest.raises(ValueError, match="is not above"):
+            ShiftRule(**values)  # pyright: ignore[reportArgumentType]
