@@ -2,8 +2,9 @@
 
     python -m benchmarks.continuous_batching [--model infinity-nano] [--requests 16] [--repeats 5] [--device cpu]
 
-Measured: (a) the throughput of requests that arrive together against the same ones after another, and (b) the two
-scheduling policies under Poisson arrivals at several loads: mean time from arrival to picture, and throughput. A load
+Measured: (a) the throughput of requests that arrive together against the same ones after another, (b) the scheduling
+policies under Poisson arrivals at several loads: mean time from arrival to picture, and throughput, and (c) single
+pictures of one model that arrive while another paints a large request: their mean time, and the large one's. A load
 of 1 offers as many pictures a second as the engine paints one after another.
 """
 
@@ -19,11 +20,17 @@ from functools import partial
 
 from benchmarks.measuring import Claims, arguments
 from gesso.engine import Engine, Job
+from gesso.engine.loading import load_pipeline
+from gesso.events import Failed
+from gesso.pipelines.contract import Pipeline
 from gesso.request import GenerationRequest
 
 MakeEngine = Callable[[str], Engine]
 
 LOADS = (0.5, 1.0, 2.0, 4.0)
+RIVAL = "oldest"
+OTHERS = ("fair", "laggards")
+BESIDE = "beside: "  # before a model's name: loaded once more, as another model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ def warm(engine: Engine, requests: list[GenerationRequest]) -> None:
 def together_and_apart(make: MakeEngine, requests: list[GenerationRequest], repeats: int) -> tuple[float, float]:
     """Median seconds for all requests handed in together, and for the same ones one after another."""
     together, apart = [], []
-    with make("oldest") as engine:
+    with make(RIVAL) as engine:
         warm(engine, requests)
         for _ in range(repeats):
             started = time.perf_counter()
@@ -115,31 +122,74 @@ def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: in
     stream = requests_of(model, arrivals)
     for load in LOADS:
         met: dict[str, Arrivals] = {}
-        for policy in ("laggards", "oldest"):
+        for policy in (*OTHERS, RIVAL):
             with make(policy) as engine:
                 warm(engine, requests)
                 met[policy] = poisson_arrivals(engine, stream, load * count / apart, seed=int(load * 10))
-        laggards, oldest = met["laggards"], met["oldest"]
+        for policy in OTHERS:
+            ours, rival = met[policy], met[RIVAL]
+            claims.report(
+                f"{policy} under Poisson arrivals at load {load}, mean seconds to a picture (rival: {RIVAL})",
+                ours.mean,
+                rival.mean,
+                rival.mean / ours.mean,
+                slowest=ours.slowest,
+                slowest_rival=rival.slowest,
+                company=ours.company,
+                company_rival=rival.company,
+            )
+            claims.report(
+                f"{policy} under Poisson arrivals at load {load}, pictures/s (rival: {RIVAL})",
+                ours.throughput,
+                rival.throughput,
+                ours.throughput / rival.throughput,
+            )
+
+
+def singles_beside_a_large_request(
+    engine: Engine, large: GenerationRequest, singles: list[GenerationRequest], rate: float
+) -> tuple[Arrivals, float]:
+    """Single pictures that arrive while the engine paints a large request; what they met, and seconds it took."""
+    job = engine.submit(large)
+    met = poisson_arrivals(engine, singles, rate, seed=1)
+    last = job.wait()
+    if isinstance(last, Failed):
+        raise last.error
+    return met, time.perf_counter() - job.submitted
+
+
+def compare_models(make: MakeEngine, model: str, other: str, images: int, count: int, claims: Claims) -> None:
+    """Measure the claim about two models and print its lines. They may have the same weights; they share no batch."""
+    large = GenerationRequest(prompt="a red star", model=model, num_images=images, seed=0)
+    singles = requests_of(other, count)
+    met: dict[str, tuple[Arrivals, float]] = {}
+    for policy in (*OTHERS, RIVAL):
+        with make(policy) as engine:
+            part = large.model_copy(update={"num_images": 16})
+            engine.run([part, singles[0]])
+            started = time.perf_counter()
+            engine.run(part)
+            seconds = (time.perf_counter() - started) * images / 16
+            met[policy] = singles_beside_a_large_request(engine, large, singles, count / seconds)
+    for policy in OTHERS:
+        (ours, took), (rival, rival_took) = met[policy], met[RIVAL]
         claims.report(
-            f"laggards under Poisson arrivals at load {load}, mean seconds to a picture (rival: oldest)",
-            laggards.mean,
-            oldest.mean,
-            oldest.mean / laggards.mean,
-            slowest_laggards=laggards.slowest,
-            slowest_oldest=oldest.slowest,
-            company_laggards=laggards.company,
-            company_oldest=oldest.company,
-        )
-        claims.report(
-            f"laggards under Poisson arrivals at load {load}, pictures/s (rival: oldest)",
-            laggards.throughput,
-            oldest.throughput,
-            laggards.throughput / oldest.throughput,
+            f"{policy}: single pictures beside {images} of another model, mean seconds to a picture (rival: {RIVAL})",
+            ours.mean,
+            rival.mean,
+            rival.mean / ours.mean,
+            slowest=ours.slowest,
+            slowest_rival=rival.slowest,
+            large_request=took,
+            large_request_rival=rival_took,
         )
 
 
 def make_engine(policy: str, *, device: str | None, max_batch: int) -> Engine:
-    return Engine(device=device, policy=policy, max_batch=max_batch)
+    def load(name: str, place: str, dtype: str | None) -> Pipeline:
+        return load_pipeline(name.removeprefix(BESIDE), place, dtype)
+
+    return Engine(device=device, policy=policy, max_batch=max_batch, load=load)
 
 
 def main() -> None:
@@ -147,6 +197,8 @@ def main() -> None:
     parser.add_argument("--model", default="infinity-nano")
     parser.add_argument("--requests", type=int, default=16, help="how many arrive together")
     parser.add_argument("--arrivals", type=int, default=96, help="how many arrive one by one, at each load and policy")
+    parser.add_argument("--beside", help="the model of single pictures beside a large request; else the same once more")
+    parser.add_argument("--large", type=int, default=200, help="pictures of the large request")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--device")
@@ -154,6 +206,7 @@ def main() -> None:
     claims = Claims("continuous-batching", given.save)
     make = partial(make_engine, device=given.device, max_batch=given.max_batch)
     compare(make, given.model, given.requests, given.repeats, given.arrivals, claims)
+    compare_models(make, given.model, BESIDE + (given.beside or given.model), given.large, given.arrivals // 4, claims)
     claims.keep()
 
 

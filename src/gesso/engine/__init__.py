@@ -5,8 +5,10 @@ job         a request as its owner sees it
 shared      ``generate``: one engine a process
 loading     puts a model together
 loop        the thread: admit, group, pick, step, tell, decode
-scheduler   who begins and who steps next: pure functions
-flight      what is in the air: requests, pictures, groups
+standing    who outranks whom, by priorities and deadlines: pure functions
+scheduler   among equals, who begins and who steps next: pure functions
+accounts    what was used, and how long it takes
+flight      what is in the air: models, requests, pictures, groups
 inbox       what callers ask of the loop
 results     a finished picture's record
 failures    exceptions become our errors

@@ -5,6 +5,7 @@ Callers' threads run what is here; all the work is done in ``loop``, what a call
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import weakref
@@ -15,6 +16,7 @@ from typing import Self
 from gesso.engine.job import Job
 from gesso.engine.loop import Load, Loop
 from gesso.engine.scheduler import Policy, check_policy
+from gesso.engine.standing import HIGHEST, LOWEST
 from gesso.errors import RequestError, RunError
 from gesso.events import Event, Result
 from gesso.pipelines.contract import Pipeline
@@ -32,9 +34,12 @@ class Engine:
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes CUDA if there is one, else the CPU.
         dtype: what to compute in, by PyTorch's name (``float32``, ``bfloat16``); None leaves it to the model.
-        policy: who steps next: ``oldest`` waits for nobody, ``laggards`` lets those behind catch up so that more step
-            together. Nobody starves under either; ``benchmarks/continuous_batching.py`` compares them.
-        max_batch: the most pictures under way at once, hence the most in one step. Bounds memory.
+        policy: who steps next among requests of equal priority: ``fair`` shares by cost between models and requests,
+            ``oldest`` waits for nobody, ``laggards`` lets those behind catch up so that more step together. Nobody
+            starves under any; ``benchmarks/continuous_batching.py`` compares them.
+        max_batch: the most pictures of one model in one step. As many of each model are under way at once, and up to
+            twice as many where some need not wait for others' places (of higher priority, or of another request than
+            the one that holds most). Bounds memory; where it still runs out, fewer step together.
         preview_every: a Preview event after every so many steps; 0 for none. ``submit`` and ``stream`` may differ.
         load: makes a pipeline from a model's name or path, a device and a dtype; None is the catalogue's. For tests
             and for models that no catalogue knows.
@@ -55,7 +60,7 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
-        policy: str = "oldest",
+        policy: str = "fair",
         max_batch: int = 16,
         preview_every: int = 0,
         load: Load | None = None,
@@ -70,20 +75,33 @@ class Engine:
         self._starting = threading.Lock()
         self._close_at_exit = weakref.finalize(self, _stop, self._loop, self._thread)
 
-    def submit(self, request: GenerationRequest, *, preview_every: int | None = None) -> Job:
+    def submit(
+        self,
+        request: GenerationRequest,
+        *,
+        preview_every: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Job:
         """Hand in a request and return at once.
 
         Args:
             request: a seed that is left blank is drawn here.
             preview_every: a preview after every so many steps, 0 for none; None as the engine was told.
+            priority: -10 to 10. From the next step on the higher goes first, whatever model it asks for; the lower get
+                a turn now and then.
+            deadline: seconds from now by which it should be done. It is no promise: when waiting longer would miss
+                it, the request goes before every priority, the earliest deadline first; once missed, it counts no more.
 
         Raises:
+            RequestError: an argument is out of range.
             RunError: the engine is closed. All that is wrong with the request itself ends the job instead.
         """
         interval = self._preview_every if preview_every is None else _checked_interval(preview_every)
+        _check_urgency(priority, deadline)
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(_DRAWN_SEEDS)})
-        job = Job(request, preview_every=interval, when_cancelled=self.cancel)
+        job = Job(request, preview_every=interval, when_cancelled=self.cancel, priority=priority, deadline=deadline)
         with self._starting:
             if self._thread.ident is None and self._loop.inbox.closing is None:
                 self._thread.start()
@@ -92,21 +110,40 @@ class Engine:
             raise RunError("the engine's thread has ended (was the process forked?); make a new Engine")
         return job
 
-    def stream(self, request: GenerationRequest, *, preview_every: int | None = None) -> Iterator[Event]:
+    def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        preview_every: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Iterator[Event]:
         """Hand in a request now and iterate over its events; the last is Done, Failed or Cancelled.
 
         Leaving the iteration early, by ``break``, an exception or Ctrl-C, cancels the request. The engine never waits
-        for the one who iterates.
+        for the one who iterates. A picture that memory ran out for in company is begun anew, and its steps are told
+        once more.
 
-        Raises:
-            RunError: the engine is closed.
+        Args and Raises:
+            as ``submit``.
         """
-        return _follow(self.submit(request, preview_every=preview_every))
+        return _follow(self.submit(request, preview_every=preview_every, priority=priority, deadline=deadline))
 
-    def run(self, request: GenerationRequest | Sequence[GenerationRequest]) -> list[Result]:
+    def run(
+        self,
+        request: GenerationRequest | Sequence[GenerationRequest],
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[Result]:
         """Paint one request, or several together, and wait for the pictures: in order of requests, then of images.
 
         An error, and Ctrl-C, cancels those requests of this call that are not finished, and is raised.
+
+        Args:
+            request: one, or several.
+            priority: as ``submit``, for each of them.
+            deadline: likewise.
 
         Raises:
             GessoError: the first request, in their order, that failed.
@@ -115,7 +152,7 @@ class Engine:
         jobs: list[Job] = []
         try:
             for each in requests:
-                jobs.append(self.submit(each))
+                jobs.append(self.submit(each, priority=priority, deadline=deadline))
             return [result for job in jobs for result in job.result()]
         finally:
             for job in jobs:
@@ -171,3 +208,10 @@ def _checked_interval(preview_every: int) -> int:
     if preview_every < 0:
         raise RequestError("preview_every", preview_every, "a whole number from 0")
     return preview_every
+
+
+def _check_urgency(priority: int, deadline: float | None) -> None:
+    if not LOWEST <= priority <= HIGHEST:
+        raise RequestError("priority", priority, f"a whole number from {LOWEST} to {HIGHEST}")
+    if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
+        raise RequestError("deadline", deadline, "a number of seconds above 0")

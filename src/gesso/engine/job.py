@@ -30,15 +30,25 @@ class Job:
         id: a short name, unique in practice; every event of this job carries it.
         request: what was asked, its seed already drawn.
         preview_every: a preview after every so many steps; 0 for none.
+        priority: -10 to 10; higher goes first.
+        deadline: seconds after ``submitted`` by which it should be done; None for no hurry.
         submitted: ``time.perf_counter()`` when it was made.
     """
 
     def __init__(
-        self, request: GenerationRequest, *, preview_every: int, when_cancelled: Callable[[Job], None]
+        self,
+        request: GenerationRequest,
+        *,
+        preview_every: int,
+        when_cancelled: Callable[[Job], None],
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> None:
         self.id = secrets.token_hex(6)
         self.request = request
         self.preview_every = preview_every
+        self.priority = priority
+        self.deadline = deadline
         self.submitted = time.perf_counter()
         self._when_cancelled = when_cancelled
         lock = threading.Lock()

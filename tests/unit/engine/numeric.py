@@ -21,7 +21,6 @@ from gesso.pipelines.contract import Cost, Output, Pipeline, Plan
 from gesso.request import GenerationRequest
 
 SIDE = 8
-COST = Cost(flops=1.0, bytes=1.0)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -34,7 +33,7 @@ class Vector:
     generator: np.random.Generator
     remaining: int
     total: int
-    cost: Cost = COST
+    cost: Cost
     merges: bool = True
 
     @property
@@ -51,10 +50,12 @@ class Vector:
 class NumericPipeline:
     """See the top of the file.
 
-    ``gate`` holds every step until the test releases it; ``on_step`` is called first in every step and may raise.
+    Every step of a picture costs ``flops``. ``gate`` holds every step until the test releases it; ``on_step`` is called
+    first in every step and may raise.
     """
 
     steps: int = 4
+    flops: float = 1.0
     company_noise: float = 0.0
     level: bool = True
     gate: threading.Semaphore | None = None
@@ -73,7 +74,7 @@ class NumericPipeline:
         return Plan(
             request=filled,
             steps=self.steps,
-            cost=COST,
+            cost=Cost(flops=self.steps * self.flops, bytes=float(self.steps)),
             peak_bytes=4096,
             warnings=("numbers only",),
         )
@@ -95,6 +96,7 @@ class NumericPipeline:
             generator=np.random.default_rng(seed + image),
             remaining=self.steps,
             total=self.steps,
+            cost=Cost(flops=self.flops, bytes=1.0),
             merges=self.level,
         )
 
@@ -133,7 +135,7 @@ class NumericPipeline:
             assert self.entered.acquire(timeout=10)
 
 
-def engine_of(*pipelines: Pipeline, policy: str = "oldest", max_batch: int = 16, preview_every: int = 0) -> Engine:
+def engine_of(*pipelines: Pipeline, policy: str = "fair", max_batch: int = 16, preview_every: int = 0) -> Engine:
     """An engine that knows these pipelines as models ``0``, ``1``, …"""
 
     def load(name: str, device: str, dtype: str | None) -> Pipeline:

@@ -154,7 +154,7 @@ def test_memory_that_runs_out_is_said_so_and_freed(problem: Exception) -> None:
         gc.collect()
         assert not any(reference() for reference in alive[:2])
     assert caught.value.needed == 4096
-    assert caught.value.modes == ("max_batch below 2",)
+    assert caught.value.modes == ("a smaller width and height",)
 
 
 @pytest.mark.parametrize("verb", ["plan", "encode", "begin", "preview", "decode"])

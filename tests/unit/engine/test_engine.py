@@ -15,7 +15,7 @@ from gesso.request import GenerationRequest
 from tests.oracle import run_plainly
 from tests.unit.engine.numeric import NumericPipeline, ask, engine_of, steps_of
 
-POLICIES = ("laggards", "oldest")
+POLICIES = ("fair", "laggards", "oldest")
 
 
 @pytest.mark.parametrize("policy", POLICIES)

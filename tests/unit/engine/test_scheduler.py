@@ -1,11 +1,25 @@
-"""The scheduler's pure functions: what each policy prefers, and that under both nobody starves."""
+"""The scheduler's pure functions: what each policy prefers, and that under none anybody starves.
+
+Shares and priorities over many turns are in `test_sharing`, in the real loop.
+"""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gesso.engine.scheduler import PATIENCE, POLICIES, Group, Policy, choose_group, lets_others_begin
+from gesso.engine.scheduler import (
+    PATIENCE,
+    POLICIES,
+    Group,
+    Policy,
+    Rank,
+    choose_group,
+    choose_rows,
+    lets_others_begin,
+    may_join,
+)
+from gesso.engine.standing import Standing
 
 
 def group(arrival: int, behind: float, waited: int = 0, solo: bool = False) -> Group:
@@ -18,6 +32,49 @@ def test_laggards_prefers_those_behind_then_those_begun_first() -> None:
 
 def test_oldest_prefers_those_begun_first() -> None:
     assert choose_group([group(3, 1.0), group(1, 0.1), group(2, 0.5)], "oldest") == 1
+
+
+def fair(arrival: int, model: int, account: int, work: int, due: int = 0) -> Group:
+    return Group(arrival=arrival, waited=0, behind=1.0, model=model, account=account, work=work, due=due)
+
+
+def test_fair_prefers_what_would_be_done_first_counted_from_what_its_model_used() -> None:
+    assert choose_group([fair(0, 0, 10, 50), fair(1, 1, 10, 4)], "fair") == 1
+    assert choose_group([fair(0, 0, 10, 50), fair(1, 1, 60, 4)], "fair") == 0
+    assert choose_group([fair(0, 0, 10, 50), fair(1, 1, 20, 40)], "fair") == 0
+
+
+def test_fair_chooses_within_a_model_by_request() -> None:
+    groups = [fair(0, 0, 10, 50, due=30), fair(1, 0, 10, 5, due=20), fair(2, 1, 10, 20, due=90)]
+    assert choose_group(groups, "fair") == 1
+    assert choose_group([groups[0], fair(1, 0, 10, 99, due=20), groups[2]], "fair") == 2
+
+
+@given(policy=st.sampled_from(POLICIES), levels=st.lists(st.integers(-10, 10), min_size=1, max_size=9))
+def test_standing_comes_before_every_policy(policy: Policy, levels: list[int]) -> None:
+    groups = [
+        Group(arrival=place, waited=99 * place, behind=1 / (1 + place), standing=Standing(level))
+        for place, level in enumerate(levels)
+    ]
+    assert levels[choose_group(groups, policy)] == max(levels)
+
+
+def rank(level: int = 0, share: int = 0) -> Rank:
+    return Rank(Standing(level), share)
+
+
+def test_a_picture_begins_in_a_free_place_or_in_that_of_one_it_outranks() -> None:
+    assert may_join(rank(-5), [rank()], 2)
+    assert not may_join(rank(), [rank(), rank()], 2)
+    assert may_join(rank(1), [rank(), rank()], 2)
+    assert not may_join(rank(1), [rank(1), rank(1), rank()], 2)
+    assert not may_join(rank(9), [rank(), rank(), rank(1), rank(1)], 2)
+    assert may_join(rank(), [rank(), rank(share=-1)], 2)
+
+
+def test_those_who_rank_highest_step_and_of_equals_those_begun_first() -> None:
+    assert choose_rows([rank(), rank(2), rank(share=-1), rank(), rank(1)], 3) == [0, 1, 4]
+    assert choose_rows([rank()] * 3, 5) == [0, 1, 2]
 
 
 def test_patience_ends() -> None:
