@@ -1,7 +1,8 @@
 """Walking a folder for goldens and checking each by its family and kind.
 
 A kind or family without a check here is a row "not yet", which is no failure. A golden that cannot be read, or whose
-check compared nothing, is a failure with its reason. Not here: the table (`__main__`), the checks (`infinity_*`).
+check compared nothing, is a failure with its reason. Not here: the table (`__main__`), the checks (`infinity_*`,
+`z_image_*`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from tests.golden import (
     infinity_rotary,
     infinity_tokenizer,
     infinity_training,
+    z_image_encoders,
+    z_image_loops,
+    z_image_network,
+    z_image_parts,
+    z_image_transformer,
 )
 from tests.golden.comparison import Comparison
 from tests.golden.side_car import BrokenGoldenError, Golden, NotYetError, read_golden
@@ -34,6 +40,19 @@ CHECKS: dict[tuple[str, str], Check] = {
     ("infinity", "g"): infinity_filtering.check_filtering,
     ("infinity", "h"): infinity_averages.check_averages,
     ("infinity", "j"): infinity_pictures.check_pictures,
+    ("z-image", "attention"): z_image_parts.check_attention,
+    ("z-image", "embeddings"): z_image_parts.check_embeddings,
+    ("z-image", "loops"): z_image_loops.check_loops,
+    ("z-image", "omni_transformer_io"): z_image_transformer.check_editing,
+    ("z-image", "scheduler"): z_image_parts.check_scheduler,
+    ("z-image", "text_features"): z_image_encoders.check_text,
+    ("z-image", "tiny_transformer_io"): z_image_transformer.check_forwards,
+    ("z-image", "tiny_transformer_weights"): z_image_network.check_weights,
+    ("z-image", "tiny_vae_io"): z_image_encoders.check_autoencoder,
+    ("z-image", "tiny_vae_weights"): z_image_network.check_weights,
+    ("z-image", "wide_transformer_io"): z_image_transformer.check_forwards,
+    ("names", "AutoencoderKL"): z_image_parts.check_autoencoder_names,
+    ("names", "ZImageTransformer2DModel"): z_image_parts.check_transformer_names,
 }
 _NAMED_FAILURES = 4
 

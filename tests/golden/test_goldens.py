@@ -28,6 +28,15 @@ def test_every_kind_of_this_stage_is_among_them() -> None:
     assert kinds == {f"infinity {letter}" for letter in "abcdefghj"}
 
 
+def test_every_kind_of_z_image_is_among_them() -> None:
+    goldens = [read_golden(path) for path in (DATA / "z-image").glob("*.json")]
+    kinds = {f"{golden.family} {golden.kind}".removeprefix("z-image ") for golden in goldens if golden is not None}
+    networks = {f"{part}_{what}" for part in ("tiny_transformer", "tiny_vae") for what in ("weights", "io")}
+    parts = {"attention", "embeddings", "scheduler", "text_features", "loops"}
+    names = {"names ZImageTransformer2DModel", "names AutoencoderKL"}
+    assert kinds == networks | parts | names | {"wide_transformer_io", "omni_transformer_io"}
+
+
 def test_a_seed_draws_what_the_reference_drew() -> None:
     """The recorded noise of every scale from the recorded seed, by the product's own generator."""
     golden = read_golden(DATA / "infinity/e_ar_d16_h1.000_sampled_default.json")
