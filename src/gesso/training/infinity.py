@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -24,23 +23,12 @@ from gesso.models.infinity.transformer import InfinityConfig, InfinityTransforme
 from gesso.models.word_encoder import PAD, UNKNOWN, WordEncoder, WordEncoderConfig
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
-from gesso.request import GenerationRequest
 from gesso.training.export import save_model
 from gesso.training.infinity_loss import bitwise_loss, margin_weights, scale_weights
-from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet, to_tensor
+from gesso.training.painting import sample_sheet
+from gesso.training.pictures import held_out_scenes, scenes_of_step
 from gesso.weights.files import fill
-from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder
-
-SAMPLE_PROMPTS = (
-    "a large red circle on a white background",
-    "a small blue star on a yellow background",
-    "three green hearts on a black background",
-    "a red square to the left of a blue circle on a white background",
-    "a yellow star above a purple ring on a black background",
-    "four orange diamonds on a blue background",
-    "two white crosses on a red background",
-    "a green triangle to the left of an orange heart on a purple background",
-)
+from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +134,11 @@ class InfinityTask:
             autoencoder=self.tokenizer,
             text=self.network.text,
             schedules={(side, side): self.settings.schedule},
-            defaults=GenerationDefaults(width=side, height=side, **dict(self.settings.generation)),  # type: ignore[arg-type]
+            defaults=parse(GenerationDefaults, self._defaults(), Path("generation")),
             name="in training",
             digest="",
         )
-        return sheet(
-            [_paint(pipeline, GenerationRequest(prompt=prompt, seed=0, num_images=6)) for prompt in SAMPLE_PROMPTS]
-        )
+        return sample_sheet(pipeline)
 
     def export(self, folder: Path, facts: Mapping[str, object]) -> None:
         settings = self.settings
@@ -162,7 +148,7 @@ class InfinityTask:
             "text": asdict(settings.text),
             "tokenizer": asdict(self.tokenizer.config),
             "schedules": {f"{settings.side}x{settings.side}": asdict(settings.schedule)},
-            "generation": {"width": settings.side, "height": settings.side, **dict(settings.generation)},
+            "generation": self._defaults(),
         }
         parts = {
             "transformer": self.network.transformer.state_dict(),
@@ -170,6 +156,9 @@ class InfinityTask:
             "tokenizer": self.tokenizer.state_dict(),
         }
         save_model(folder, parts, config, facts)
+
+    def _defaults(self) -> dict[str, object]:
+        return {"width": self.settings.side, "height": self.settings.side, **dict(self.settings.generation)}
 
     def _ids(self, captions: list[str], generator: torch.Generator) -> Tensor:
         """Token ids, always as wide as the encoder is long, with some words made unknown."""
@@ -198,16 +187,6 @@ def _go_on_from(folder: Path, network: InfinityNetwork) -> None:
     """Take the weights of an exported model. Raises WeightsError where its sizes differ."""
     for part, source in ((network.transformer, load_transformer(folder)), (network.text, load_word_encoder(folder))):
         fill(part, source.state_dict(), folder)
-
-
-def _paint(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tensor]:
-    """All pictures of a request as one batch, `[3,H,W]` each: the six verbs in a plain loop."""
-    plan = pipeline.plan(request)
-    conditioning = pipeline.encode([plan])[0]
-    states = [pipeline.begin(plan, conditioning, image) for image in range(request.num_images)]
-    for _ in range(plan.steps):
-        pipeline.step(states)
-    return [to_tensor(np.array(output.image)[None])[0] for output in pipeline.decode(states)]
 
 
 def _bits(logits_BLV: Tensor) -> Tensor:

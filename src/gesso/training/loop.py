@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -57,6 +57,15 @@ class Task(Protocol):
 
     def export(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write the network where the engine can load it."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A task that makes something in the run's folder before its first step, and finds it there when resumed."""
+
+    def prepare(self, folder: Path, report: Callable[[int], None]) -> None:
+        """Make what is missing; `report` hears how much there is. Raises FileError, RunError."""
         ...
 
 
@@ -143,6 +152,8 @@ class Trainer:
         """
         self._open(resume)
         settings, evaluation = self.settings, dict[str, float]()
+        if self.step < settings.steps and isinstance(self.task, Prepares):
+            self.task.prepare(self.folder, lambda made: self.report(self.step, settings.steps, {"prepared": made}))
         if settings.compile:
             for module in self.task.heavy_modules():
                 module.compile()

@@ -9,15 +9,45 @@ from pathlib import Path
 
 import torch
 
+from gesso.models.flux_network import FluxConfig
+from gesso.models.kl_autoencoder import KLAutoencoderConfig
+from gesso.models.s3dit.config import S3DiTConfig
 from gesso.training import checkpoint
 from gesso.training.autoencoder import AutoencoderSettings, AutoencoderTask
+from gesso.training.flow import FlowSettings, FlowTask
+from gesso.training.flow_networks import NetworkConfig
 from gesso.training.infinity import InfinitySettings, InfinityTask
+from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask
 from gesso.training.loop import LoopSettings, Report, Trainer
 from gesso.training.recipes.recipe import Recipe
 from gesso.worlds.shapes import VOCABULARY
 from tests.tiny_infinity import NETWORK, SQUARE, TEXT, TOKENIZER
 
 _CLOCKS = {"seconds", "seconds_per_step"}
+
+KL_AUTOENCODER = KLAutoencoderConfig(latent_channels=2, widths=(4, 4, 8), groups=2)
+FLUX = FluxConfig(
+    in_channels=8,
+    num_layers=1,
+    num_single_layers=1,
+    num_attention_heads=2,
+    attention_head_dim=8,
+    joint_attention_dim=TEXT.width,
+    pooled_projection_dim=TEXT.width,
+    axes_dims_rope=(4, 2, 2),
+)
+Z_IMAGE = S3DiTConfig(
+    in_channels=2,
+    dim=16,
+    n_heads=2,
+    n_kv_heads=2,
+    n_refiner_layers=1,
+    n_layers=1,
+    cap_feat_dim=TEXT.width,
+    axes_dims=(4, 2, 2),
+    axes_lens=(128, 16, 16),
+)
+NETWORKS: dict[str, NetworkConfig] = {"flux": FLUX, "z-image": Z_IMAGE}
 
 
 def tiny_loop(**fields: object) -> LoopSettings:
@@ -45,6 +75,20 @@ def infinity_recipe(tokenizer: Path, **loop: object) -> Recipe:
         generation=(("guidance", 2.0), ("temperature", (1.0, 0.9, 0.8, 0.7, 0.6))),
     )
     return Recipe(name="tiny-infinity", make=InfinityTask, settings=settings, loop=tiny_loop(**loop))
+
+
+def kl_autoencoder_recipe(**loop: object) -> Recipe:
+    settings = KLAutoencoderSettings(network=KL_AUTOENCODER, side=32, edge_weight=0.5, held_out=4, measured=100)
+    return Recipe(name="tiny-kl-autoencoder", make=KLAutoencoderTask, settings=settings, loop=tiny_loop(**loop))
+
+
+def flow_recipe(network: NetworkConfig, autoencoder: Path, text: Path, **fields: object) -> Recipe:
+    """With everything that draws at random; `fields` are the task's settings. Two steps to a sample."""
+    settings: dict[str, object] = {"network": network, "autoencoder": str(autoencoder), "text": str(text), "side": 32}
+    settings |= {"condition_drop": 0.3, "unknown_share": 0.2, "held_out": 4}
+    settings |= {"generation": (("steps", 2), ("guidance", 2.0))}
+    made = FlowSettings(**(settings | fields))  # type: ignore[arg-type]
+    return Recipe(name="tiny-flow", make=FlowTask, settings=made, loop=tiny_loop())
 
 
 def train(recipe: Recipe, folder: Path, *, resume: bool = False, report: Report | None = None) -> dict[str, float]:

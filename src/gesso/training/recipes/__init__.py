@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from gesso.errors import RequestError
+from gesso.training.recipes import flow as _flow
 from gesso.training.recipes import shapes as _shapes
 from gesso.training.recipes.recipe import Recipe
 
@@ -26,6 +27,9 @@ Node = TypeVar("Node")
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-tokenizer": _shapes.shapes_tokenizer,
     "infinity-nano": _shapes.infinity_nano,
+    "shapes-autoencoder": _flow.shapes_autoencoder,
+    "flux-nano": _flow.flux_nano,
+    "z-image-nano": _flow.z_image_nano,
 }
 
 

@@ -49,6 +49,7 @@ def infinity_nano() -> Recipe:
             tokenizer="runs/shapes-tokenizer/export",
             schedule=ScaleSchedule(GRIDS, rotary_grid=GRIDS[-1]),
             side=64,
+            weigh_margins=True,
         ),
         loop=LoopSettings(
             steps=30_000,

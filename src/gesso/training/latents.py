@@ -1,0 +1,140 @@
+"""Scenes as a flow model learns from them: latents and token ids, drawn fresh each step or stored once in the run.
+
+Drawing and encoding a batch costs a part of each step; storing costs it once, and then the same scenes come again in
+another order each time round. Stored latents lie in the run's folder as files of some thousand scenes, each written
+aside and renamed: a run that was killed makes only those that are missing. They are named after a digest of all that
+they depend on, so a change of it makes them anew. Not here: the encoders, the loss (`flow`).
+Shapes: B scenes, C h w a latent, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gesso.files import ready_folder, written_aside
+from gesso.training.pictures import scenes_of_step
+
+FOLDER = "latents"
+SHARD = 4096  # scenes a file
+_CHUNK = 64  # scenes encoded at once
+_VERSION = 1  # of what is stored; counts up when scenes or captions change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How scenes become latents `[B,C,h,w]` and token ids `[B,T]`. `identity` names the encoders' weights."""
+
+    encode: Callable[[Tensor], Tensor]
+    token_ids: Callable[[list[str]], Tensor]
+    side: int
+    seed: int
+    identity: str
+
+    def scenes(self, step: int, count: int) -> tuple[Tensor, Tensor]:
+        """Latents and token ids of one step's fresh scenes."""
+        image, captions = scenes_of_step(step, count, self.side, self.seed)
+        with torch.no_grad():
+            return self.encode(image).float(), self.token_ids(captions)
+
+    def digest(self) -> str:
+        values = [_VERSION, SHARD, _CHUNK, self.side, self.seed, self.identity]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+class Latents(Protocol):
+    """Where a step's batch comes from."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Latents `[B,C,h,w]` float32 and token ids `[B,T]`; a function of the step and the run's settings."""
+        ...
+
+
+class FreshLatents:
+    """Scenes that no step has seen before."""
+
+    def __init__(self, encoding: Encoding, batch: int) -> None:
+        self.encoding, self.size = encoding, batch
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.encoding.scenes(step, self.size)
+
+
+class StoredLatents:
+    """`count` scenes, in a new order each time round; memory-mapped float16."""
+
+    def __init__(self, shards: list[np.ndarray], count: int, batch: int, seed: int) -> None:
+        self.shards, self.count, self.size, self.seed = shards, count, batch, seed
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        first = step * self.size
+        places = [divmod(place, self.count) for place in range(first, first + self.size)]
+        picked = [divmod(int(self._order(round_)[place]), SHARD) for round_, place in places]
+        rows = np.stack([self.shards[shard][row] for shard, row in picked])
+        latents = torch.from_numpy(rows["latent"].astype(np.float32))
+        return latents, torch.from_numpy(rows["ids"].astype(np.int64))
+
+    def _draw_order(self, round_: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed((self.seed + 1) * 2**40 + round_)
+        return torch.randperm(self.count, generator=generator).numpy()
+
+
+def store(
+    folder: Path, encoding: Encoding, count: int, batch: int, report: Callable[[int], None] = lambda made: None
+) -> StoredLatents:
+    """Open a run's stored latents of `count` scenes, making what is missing of them; `report` hears how many are there.
+
+    Raises FileError where the folder cannot be written to, RunError on a full disk.
+    """
+    room = ready_folder(ready_folder(folder / FOLDER) / encoding.digest())
+    for other in (folder / FOLDER).iterdir():
+        if other != room:
+            shutil.rmtree(other, ignore_errors=True)
+    for left in room.glob(".gesso-*"):  # of runs that were killed while writing
+        left.unlink(missing_ok=True)
+    shards = []
+    for first in range(0, count, SHARD):
+        size = min(SHARD, count - first)
+        path = room / f"{first:08d}-{size}.npy"
+        shard = _opened(path, size)
+        if shard is None:
+            _write(path, encoding, first, size)
+            shard = np.load(path, mmap_mode="r")
+        shards.append(shard)
+        report(first + size)
+    return StoredLatents(shards, count, batch, encoding.seed)
+
+
+def _opened(path: Path, size: int) -> np.ndarray | None:
+    """A finished file, None where there is none or it is damaged."""
+    try:
+        shard = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return shard if shard.shape == (size,) and shard.dtype.names == ("latent", "ids") else None
+
+
+def _write(path: Path, encoding: Encoding, first: int, size: int) -> None:
+    rows: np.ndarray | None = None
+    for done in range(0, size, _CHUNK):
+        latent, ids = encoding.scenes((first + done) // _CHUNK, _CHUNK)
+        kept = slice(done, min(done + _CHUNK, size))
+        if rows is None:
+            kind = [("latent", np.float16, tuple(latent.shape[1:])), ("ids", np.int16, tuple(ids.shape[1:]))]
+            rows = np.empty(size, dtype=kind)
+        rows["latent"][kept] = latent.numpy()[: kept.stop - done]
+        rows["ids"][kept] = ids.numpy()[: kept.stop - done]
+    assert rows is not None
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.save(file, rows)

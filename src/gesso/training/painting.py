@@ -1,0 +1,70 @@
+"""Pictures by a pipeline while its networks are in training: the recipes' prompts, and the six verbs in a plain loop.
+
+Not here: any pipeline, and the engine, which does this for everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from gesso.pipelines.contract import Pipeline
+from gesso.request import GenerationRequest
+from gesso.training.pictures import sheet, to_tensor
+from gesso.worlds import shapes
+
+SAMPLE_PROMPTS = (
+    "a large red circle on a white background",
+    "a small blue star on a yellow background",
+    "three green hearts on a black background",
+    "a red square to the left of a blue circle on a white background",
+    "a yellow star above a purple ring on a black background",
+    "four orange diamonds on a blue background",
+    "two white crosses on a red background",
+    "a green triangle to the left of an orange heart on a purple background",
+)
+
+
+_QUESTIONS = 1  # seed of the questions asked while training
+_TOGETHER = 30  # pictures painted at once
+
+
+def sample_sheet(pipeline: Pipeline) -> Image.Image:
+    """Rows: `SAMPLE_PROMPTS`; columns: six seeds."""
+    requests = [GenerationRequest(prompt=prompt, seed=0, num_images=6) for prompt in SAMPLE_PROMPTS]
+    return sheet([[_tensor(picture) for picture in paint(pipeline, [request])] for request in requests])
+
+
+def shapes_score(pipeline: Pipeline, count: int) -> float:
+    """Share of `count` held-out questions that the shapes world's judge calls right, one picture each.
+
+    They are other questions than those that `gesso eval shapes` asks unless told otherwise, so that these stay unseen.
+    """
+    questions = shapes.prompts(count, seed=_QUESTIONS)
+    requests = [GenerationRequest(prompt=question.prompt, seed=seed) for seed, question in enumerate(questions)]
+    right = 0
+    for first in range(0, count, _TOGETHER):
+        pictures = paint(pipeline, requests[first : first + _TOGETHER])
+        asked = questions[first : first + _TOGETHER]
+        right += sum(shapes.judge(question, picture).right for question, picture in zip(asked, pictures, strict=True))
+    return right / count
+
+
+def paint(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> list[Image.Image]:
+    """All pictures of requests of one size and number of steps, stepped as one batch."""
+    plans = [pipeline.plan(request) for request in requests]
+    states = [
+        pipeline.begin(plan, conditioning, image)
+        for plan, conditioning in zip(plans, pipeline.encode(plans), strict=True)
+        for image in range(plan.request.num_images)
+    ]
+    for _ in range(plans[0].steps):
+        pipeline.step(states)
+    return [output.image for output in pipeline.decode(states)]
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    return to_tensor(np.array(picture)[None])[0]
