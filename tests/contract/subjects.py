@@ -1,16 +1,29 @@
-"""The pipelines that the contract is put to, each tiny and made in a moment. A new family adds a line to `SUBJECTS`."""
+"""The pipelines that the contract is put to: every test of this folder runs once for each, `TRAINED` ones when slow.
+
+A new family adds one entry to `SUBJECTS`, and is held to all of it: a name, and a function that makes the pipeline,
+tiny and with random weights, so that it takes a moment (in a module of its own beside `tests/tiny_flow.py`, imported
+inside the function where it brings heavy libraries)::
+
+    "flux": lambda: Subject(pipeline=import_module("tests.tiny_flux").tiny_pipeline()),
+
+`docs/add-a-model.md` shows a whole family; its example is a subject too, straight from the page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from gesso.engine import Engine
+from gesso.engine.loading import load_pipeline
 from gesso.pipelines.contract import Pipeline
 from gesso.request import GenerationRequest
+from tests.contract.worked_example import example_pipeline
+from tests.tiny_flow import TinyFlowPipeline
 from tests.tiny_infinity import tiny_pipeline
 
 
@@ -32,9 +45,10 @@ class Subject:
         """A request to it, with seed 7 unless told otherwise."""
         return GenerationRequest.model_validate({"prompt": prompt, "seed": 7, **self.fields, **fields})
 
-    def engine(self, max_batch: int = 16) -> Engine:
-        """An engine that knows this pipeline only, whatever model is asked for."""
-        return Engine(device="cpu", load=lambda name, device, dtype: self.pipeline, max_batch=max_batch)
+    def engine(self, max_batch: int = 16, pipeline: Pipeline | None = None) -> Engine:
+        """An engine that knows only this pipeline, or one around it, whatever model is asked for."""
+        chosen = pipeline or self.pipeline
+        return Engine(device="cpu", load=lambda name, device, dtype: chosen, max_batch=max_batch)
 
     def close(self, one: Image.Image, other: Image.Image) -> bool:
         """Whether two pictures are equal up to what company may do to sums."""
@@ -42,8 +56,21 @@ class Subject:
         return int(np.abs(difference).max()) <= self.tolerance
 
 
+@cache
+def _shipped(name: str) -> Pipeline:
+    return load_pipeline(name, "cpu")
+
+
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "infinity": lambda: Subject(pipeline=tiny_pipeline()),
     "infinity, patchified": lambda: Subject(pipeline=tiny_pipeline(patchify=True)),
     "infinity, guided inside": lambda: Subject(pipeline=tiny_pipeline(), fields={"guidance_layer": -1}),
+    "flow": lambda: Subject(pipeline=TinyFlowPipeline()),
+    "flow, unguided": lambda: Subject(pipeline=TinyFlowPipeline(), fields={"guidance": 1.0, "width": 48}),
+    "docs/add-a-model.md": lambda: Subject(pipeline=example_pipeline()),
+}
+
+# Models that ship with Gesso.
+TRAINED: dict[str, Callable[[], Subject]] = {
+    "infinity-nano": lambda: Subject(pipeline=_shipped("infinity-nano")),
 }

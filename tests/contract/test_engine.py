@@ -1,12 +1,19 @@
-"""Every pipeline through the engine: equal to the plain loop, cancelled between steps, watched, and failing alone."""
+"""Every pipeline through the engine: equal to the plain loop, cancelled between steps, watched, and failing alone.
+
+What happens when memory runs out is in `test_memory`.
+"""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from gesso.engine import Job
 from gesso.errors import CancelledError, RequestError
 from gesso.events import Cancelled, Done, Preview, Progress
 from tests.contract.subjects import Subject
+from tests.contract.watched import Watched
 from tests.oracle import run_plainly
 
 
@@ -46,6 +53,27 @@ def test_cancelling_ends_one_request_and_no_other(subject: Subject) -> None:
         with pytest.raises(CancelledError):
             doomed.result()
     assert subject.close(kept[0].image, run_plainly(subject.pipeline, subject.ask("two blue rings"))[0].image)
+
+
+def test_cancelled_within_one_step(subject: Subject) -> None:
+    jobs: list[Job] = []
+    stepped: list[str] = []
+
+    def cancel_in_the_first_step(verb: str, prompts: list[str]) -> None:
+        if verb == "step":
+            stepped.extend(prompts)
+            while not jobs:  # the thread that submits may be a moment behind
+                time.sleep(0.001)
+            jobs[0].cancel()
+
+    watched = Watched(subject.pipeline, cancel_in_the_first_step)
+    with subject.engine(max_batch=1, pipeline=watched) as engine:
+        jobs.append(engine.submit(subject.ask("a star", num_images=10)))
+        last = jobs[0].wait(timeout=60)
+        engine.run(subject.ask("a ring"))
+    assert isinstance(last, Cancelled)
+    assert stepped.count("a star") == 1
+    assert watched.alive() == []
 
 
 def test_it_can_be_watched(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,25 @@ import pytest
 from PIL import Image
 
 from gesso.errors import GessoError, RequestError
-from gesso.pipelines.contract import Cost, Output
+from gesso.pipelines.contract import Cost, Output, Plan
 from gesso.request import GenerationRequest
 from tests.contract.subjects import Subject
 from tests.oracle import run_plainly
 
 PROMPTS = ("a star", "two blue rings", "a red ring")
 OPTIONAL = {"init_image", "init_strength"}
+SOME_VALUE: dict[str, object] = {
+    "steps": 3,
+    "scheduler": "euler",
+    "guidance": 2.0,
+    "guidance_layer": -1,
+    "true_guidance": 2.0,
+    "guidance_normalization": 1.0,
+    "guidance_truncation": 0.5,
+    "temperature": 0.5,
+    "top_k": 2,
+    "top_p": 0.5,
+}
 
 
 def begin(subject: Subject, *requests: GenerationRequest) -> list[Any]:
@@ -34,12 +47,21 @@ def finish(subject: Subject, states: Sequence[Any]) -> list[Output]:
     return [output for state in states for output in subject.pipeline.decode([state])]
 
 
+def plan_or_refusal(subject: Subject, request: GenerationRequest) -> Plan | RequestError:
+    try:
+        return subject.pipeline.plan(request)
+    except RequestError as error:
+        return error
+
+
 # ---- plan -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_has_no_blanks(subject: Subject) -> None:
+def test_a_plan_has_no_blanks_but_what_the_model_has_no_use_for(subject: Subject) -> None:
     plan = subject.pipeline.plan(GenerationRequest(prompt="a red star"))
-    assert {name for name, value in plan.request.model_dump().items() if value is None} <= OPTIONAL
+    for blank in {name for name, value in plan.request.model_dump().items() if value is None} - OPTIONAL:
+        warned = subject.pipeline.plan(GenerationRequest.model_validate({"prompt": "a", blank: SOME_VALUE[blank]}))
+        assert any(blank in sentence for sentence in warned.warnings), blank
     assert plan.steps >= 1
     assert plan.peak_bytes > 0
     assert plan.cost.flops > 0
@@ -68,8 +90,52 @@ def test_a_size_that_is_not_made_is_refused_with_the_nearest(subject: Subject) -
 
 
 def test_a_picture_that_is_not_there_is_refused_before_any_work(subject: Subject, tmp_path: Path) -> None:
-    with pytest.raises(GessoError, match="absent"):
+    with pytest.raises(GessoError) as caught:
         subject.pipeline.plan(subject.ask(init_image=str(tmp_path / "absent.png")))
+    assert "absent.png" in str(caught.value.as_dict())
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n and then nothing"])
+def test_a_file_that_is_no_picture_is_refused_before_any_work(subject: Subject, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "unreadable.png"
+    path.write_bytes(content)
+    with pytest.raises(GessoError) as caught:
+        subject.pipeline.plan(subject.ask(init_image=str(path)))
+    assert "unreadable.png" in str(caught.value.as_dict())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_steps_that_cannot_be_taken_are_refused(subject: Subject, steps: int) -> None:
+    with pytest.raises(RequestError, match="1 to 1000") as caught:
+        subject.ask(steps=steps)
+    assert caught.value.field == "steps"
+
+
+def test_an_unknown_scheduler_is_refused_or_has_no_use(subject: Subject) -> None:
+    met = plan_or_refusal(subject, subject.ask(scheduler="clairvoyance"))
+    if isinstance(met, Plan):
+        assert any("scheduler" in warning for warning in met.warnings)
+    else:
+        assert (met.field, met.value) == ("scheduler", "clairvoyance")
+
+
+def test_a_prompt_too_long_is_refused_or_cut_with_a_warning(subject: Subject) -> None:
+    request = subject.ask("a " * 990 + "ring")
+    met = plan_or_refusal(subject, request)
+    if isinstance(met, Plan):
+        assert any("cut" in warning for warning in met.warnings)
+        assert not any("cut" in warning for warning in subject.pipeline.plan(subject.ask("a ring")).warnings)
+        assert len(run_plainly(subject.pipeline, request)) == 1
+    else:
+        assert met.field == "prompt"
+        assert met.hint
+
+
+def test_warnings_are_sentences_on_one_line(subject: Subject) -> None:
+    for warning in subject.pipeline.plan(subject.ask("an unheard-of ring", top_k=2, scheduler=None)).warnings:
+        assert warning
+        assert "\n" not in warning
 
 
 # ---- encode, begin, step --------------------------------------------------------------------------------------------
@@ -159,9 +225,7 @@ def test_the_prompt_matters(subject: Subject) -> None:
 
 
 def test_in_company_as_alone(subject: Subject) -> None:
-    requests = [
-        subject.ask(prompt, seed=seed) for seed, prompt in enumerate(("a star", "two blue rings", "a red ring"))
-    ]
+    requests = [subject.ask(prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
     together = finish(subject, begin(subject, *requests))
     for output, request in zip(together, requests, strict=True):
         assert subject.close(output.image, run_plainly(subject.pipeline, request)[0].image)
@@ -169,9 +233,7 @@ def test_in_company_as_alone(subject: Subject) -> None:
 
 def test_joining_and_leaving_between_steps(subject: Subject) -> None:
     """One starts alone, others catch up and join, one is left behind and catches up again."""
-    requests = [
-        subject.ask(prompt, seed=seed) for seed, prompt in enumerate(("a star", "two blue rings", "a red ring"))
-    ]
+    requests = [subject.ask(prompt, seed=seed) for seed, prompt in enumerate(PROMPTS)]
     states = begin(subject, *requests)
     subject.pipeline.step(states[:1])
     subject.pipeline.step(states[1:])
@@ -179,4 +241,22 @@ def test_joining_and_leaving_between_steps(subject: Subject) -> None:
         subject.pipeline.step([states[2], states[0]])
     outputs = finish(subject, states)
     for output, request in zip(outputs, requests, strict=True):
+        assert subject.close(output.image, run_plainly(subject.pipeline, request)[0].image)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_any_company_at_any_step(subject: Subject, seed: int) -> None:
+    """Who steps with whom is left to chance, as far as keys allow; who takes steps takes a different number of them."""
+    chance = random.Random(seed)
+    requests = [subject.ask(prompt, seed=number, steps=2 + number) for number, prompt in enumerate(PROMPTS)]
+    states = begin(subject, *requests)
+    while waiting := [state for state in states if state.remaining]:
+        first = chance.choice(waiting)
+        others = [state for state in waiting if state is not first and state.batch_key == first.batch_key]
+        company = [first, *chance.sample(others, chance.randint(0, len(others)))]
+        before = [state.remaining for state in company]
+        subject.pipeline.step(company)
+        assert [state.remaining for state in company] == [count - 1 for count in before]
+    for state, request in zip(states, requests, strict=True):
+        (output,) = subject.pipeline.decode([state])
         assert subject.close(output.image, run_plainly(subject.pipeline, request)[0].image)
