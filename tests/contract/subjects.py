@@ -2,9 +2,7 @@
 
 A new family adds one entry to `SUBJECTS`, and is held to all of it: a name, and a function that makes the pipeline,
 tiny and with random weights, so that it takes a moment (in a module of its own beside `tests/tiny_flow.py`, imported
-inside the function where it brings heavy libraries)::
-
-    "flux": lambda: Subject(pipeline=import_module("tests.tiny_flux").tiny_pipeline()),
+inside the function where it brings heavy libraries).
 
 `docs/add-a-model.md` shows a whole family; its example is a subject too, straight from the page.
 """
@@ -14,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 from PIL import Image
@@ -67,6 +66,14 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "infinity, guided inside": lambda: Subject(pipeline=tiny_pipeline(), fields={"guidance_layer": -1}),
     "flow": lambda: Subject(pipeline=TinyFlowPipeline()),
     "flow, unguided": lambda: Subject(pipeline=TinyFlowPipeline(), fields={"guidance": 1.0, "width": 48}),
+    "flux": lambda: Subject(pipeline=import_module("tests.tiny_flux").tiny_pipeline()),
+    "flux, doubled": lambda: Subject(
+        pipeline=import_module("tests.tiny_flux").tiny_pipeline(guidance_embeds=False), fields={"guidance": 2.0}
+    ),
+    "z-image": lambda: Subject(pipeline=import_module("tests.tiny_z_image").tiny_pipeline()),
+    "z-image, unguided": lambda: Subject(
+        pipeline=import_module("tests.tiny_z_image").tiny_pipeline(), fields={"guidance": 0.0}
+    ),
     "docs/add-a-model.md": lambda: Subject(pipeline=example_pipeline()),
 }
 
