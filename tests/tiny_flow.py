@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gesso.errors import RequestError
-from gesso.pipelines.contract import Cost, Output, Plan, without_effect
+from gesso.pipelines.contract import Cost, Output, Plan
+from gesso.pipelines.planning import without_effect
 from gesso.request import GenerationRequest
 
 CHANNELS, FEATURES, WIDTH, STRIDE = 4, 16, 24, 4

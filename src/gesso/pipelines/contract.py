@@ -119,8 +119,3 @@ class Pipeline(Protocol):
     def decode(self, states: Sequence[Any]) -> Iterator[Output]:
         """Turn finished states (``remaining`` 0) into pictures, yielded one by one in order."""
         ...
-
-
-def without_effect(request: GenerationRequest, fields: Sequence[str], name: str) -> tuple[str, ...]:
-    """Warnings for those of `fields` that are set although the model of that name has no use for them."""
-    return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)

@@ -6,19 +6,28 @@ verbs (`flux`).
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gesso.errors import RequestError
 from gesso.models import flux_cost
 from gesso.pictures import read_pixels
-from gesso.pipelines.contract import Cost, Plan, without_effect
+from gesso.pipelines.contract import Cost, Plan
 from gesso.pipelines.flux_state import FluxDefaults, TextEncoder, TwoTextEncoders
+from gesso.pipelines.planning import (
+    check_edge,
+    check_list,
+    cut_text,
+    quoted,
+    seed_or_drawn,
+    unknown_words,
+    untrained_size,
+    value_or,
+    without_effect,
+)
 from gesso.request import GenerationRequest
 from gesso.sampling import schedulers
 from gesso.sampling.schedulers import Scheduler
@@ -27,10 +36,6 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-_T = TypeVar("_T")
-
-_DRAWN_SEEDS = 2**32
-_LONGEST_QUOTE = 200  # characters
 _UNUSED = ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
 
 
@@ -54,6 +59,11 @@ class FluxPlanner:
         self.embeds_guidance: bool = self._network["guidance_embeds"]
 
     @property
+    def edge(self) -> int:
+        """Pixels along the edge of a token; sizes are multiples of it."""
+        return 2 * self.stride
+
+    @property
     def guides_truly(self) -> bool:
         """Whether a request's plain guidance is classifier-free guidance here."""
         return not (self.embeds_guidance or self.defaults.distilled)
@@ -65,9 +75,7 @@ class FluxPlanner:
         schedulers.check_name(filled.scheduler, from_picture=filled.init_image is not None)
         _, timesteps_N = self.schedule(filled, "cpu")
         evaluations = len(timesteps_N)
-        if isinstance(filled.guidance, tuple) and len(filled.guidance) != evaluations:
-            hint = f"a list needs {evaluations} values here, one an evaluation"
-            raise RequestError("guidance", filled.guidance, "one number or a list", hint)
+        check_list(filled, "guidance", evaluations, "evaluation")
         plan = Plan(request=filled, steps=evaluations, cost=Cost(flops=0.0, bytes=0.0), peak_bytes=0)
         true_guidance = guidance_values(plan, self)[1]
         warnings = (*self._size_warnings(filled), *self._guidance_warnings(request, true_guidance))
@@ -104,55 +112,38 @@ class FluxPlanner:
     # ---- blanks and checks ------------------------------------------------------------------------------------------
 
     def _filled(self, request: GenerationRequest) -> GenerationRequest:
-        defaults = self.defaults
-        width, height = _or(request.width, defaults.width), _or(request.height, defaults.height)
-        self._check_edge("width", width)
-        self._check_edge("height", height)
-        guidance, true_guidance = _or(request.guidance, defaults.guidance), _or(request.true_guidance, 1.0)
+        defaults, picture = self.defaults, request.init_image
+        width, height = value_or(request.width, defaults.width), value_or(request.height, defaults.height)
+        for field, pixels in (("width", width), ("height", height)):
+            check_edge(field, pixels, multiple=self.edge, largest=defaults.largest_edge, name=self.name)
+        guidance, true_guidance = value_or(request.guidance, defaults.guidance), value_or(request.true_guidance, 1.0)
         if self.guides_truly:  # the two are one thing here, so either fills the other
-            guidance = _or(request.guidance, _or(request.true_guidance, defaults.guidance))
+            guidance = value_or(request.guidance, value_or(request.true_guidance, defaults.guidance))
             alone = guidance if isinstance(guidance, float) else None
-            true_guidance = _or(request.true_guidance, alone)
+            true_guidance = value_or(request.true_guidance, alone)
         return request.model_copy(
             update={
-                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
+                "seed": seed_or_drawn(request),
                 "width": width,
                 "height": height,
-                "steps": _or(request.steps, defaults.steps),
-                "scheduler": _or(request.scheduler, defaults.scheduler),
+                "steps": value_or(request.steps, defaults.steps),
+                "scheduler": value_or(request.scheduler, defaults.scheduler),
                 "guidance": guidance,
                 "true_guidance": true_guidance,
-                "init_strength": _or(request.init_strength, defaults.init_strength) if request.init_image else None,
+                "init_strength": value_or(request.init_strength, defaults.init_strength) if picture else None,
             }
         )
 
-    def _check_edge(self, field: str, pixels: int) -> None:
-        """A multiple of the pixels of two latent cells, and not beyond the largest; else the nearest are named."""
-        multiple, largest = 2 * self.stride, self.defaults.largest_edge
-        if pixels > largest:
-            raise RequestError(field, pixels, f"at most {largest} for {self.name}", f"nearest: {largest}")
-        if pixels % multiple:
-            below = pixels - pixels % multiple
-            near = [str(edge) for edge in (below, below + multiple) if 0 < edge <= largest]
-            raise RequestError(
-                field, pixels, f"a multiple of {multiple} for {self.name}", f"nearest: {' or '.join(near)}"
-            )
-
     def _tokens(self, request: GenerationRequest) -> int:
         assert request.width is not None and request.height is not None
-        edge = 2 * self.stride
-        return (request.width // edge) * (request.height // edge)
+        return (request.width // self.edge) * (request.height // self.edge)
 
     # ---- warnings ---------------------------------------------------------------------------------------------------
 
     def _size_warnings(self, filled: GenerationRequest) -> tuple[str, ...]:
         """Of a size that the model was not trained at, and of a given picture that has other proportions."""
         assert filled.width is not None and filled.height is not None
-        found = []
-        size = (filled.width, filled.height)
-        if self.defaults.sizes and size not in self.defaults.sizes:
-            trained = ", ".join(f"{width}x{height}" for width, height in self.defaults.sizes)
-            found.append(f"{self.name} was trained at {trained}; other sizes come out worse")
+        found = list(untrained_size(filled, self.defaults.sizes, self.name))
         if filled.init_image is not None:
             with read_pixels(Path(filled.init_image)) as image:
                 if image.width * filled.height != image.height * filled.width:
@@ -177,18 +168,13 @@ class FluxPlanner:
 
     def _text_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
         """Of what is cut off because it is too long, and of words that the model has never met."""
-        text, found = self._text, []
-        for field, words in (("prompt", request.prompt), ("negative", request.negative)):
-            if tail := text.cut(words):
-                length = f"the {text.max_tokens} tokens that {self.name} reads"
-                found.append(f"{field} is longer than {length}; cut off: {_quoted(tail)}")
-            if isinstance(text, TwoTextEncoders) and (tail := text.cut_from_pooled(words)):
-                length = f"the {text.pooled_tokens} tokens that CLIP reads for the picture's overall style"
-                found.append(f"{field} is longer than {length}; cut off there: {_quoted(tail)}")
-        unknown = dict.fromkeys([*text.unknown(request.prompt), *text.unknown(request.negative)])
-        if unknown:
-            found.append(f"{self.name} does not know {', '.join(map(repr, unknown))}")
-        return tuple(found)
+        text, found = self._text, list(cut_text(self._text, request, self.name))
+        if isinstance(text, TwoTextEncoders):
+            length = f"the {text.pooled_tokens} tokens that CLIP reads for the picture's overall style"
+            for field, words in (("prompt", request.prompt), ("negative", request.negative)):
+                if tail := text.cut_from_pooled(words):
+                    found.append(f"{field} is longer than {length}; cut off there: {quoted(tail)}")
+        return (*found, *unknown_words(text, request, self.name))
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 
@@ -228,13 +214,3 @@ def guidance_values(plan: Plan, planner: FluxPlanner) -> tuple[tuple[float, ...]
     if request.true_guidance is not None:
         return embedded, (float(request.true_guidance),) * plan.steps
     return embedded, embedded if planner.guides_truly else (1.0,) * plan.steps
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
-def _quoted(text: str) -> str:
-    if len(text) > _LONGEST_QUOTE:
-        return f'"{text[:_LONGEST_QUOTE]}…" ({len(text)} characters)'
-    return f'"{text}"'

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gesso.pipelines.contract import Cost
+from gesso.pipelines.planning import CuttingVocabulary
 from gesso.request import GenerationRequest
 from gesso.sampling.schedulers import Scheduler
 
@@ -20,17 +21,8 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
-class TextEncoder(Protocol):
+class TextEncoder(CuttingVocabulary, Protocol):
     """Prompts to features `[B,T,E]` of one length T = `max_tokens`, and one vector each, `[B,P]`."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def count(self, prompt: str) -> int: ...
-
-    def unknown(self, prompt: str) -> list[str]: ...
-
-    def cut(self, prompt: str) -> str: ...
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
 

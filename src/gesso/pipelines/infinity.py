@@ -12,7 +12,6 @@ final one.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +29,7 @@ from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantiz
 from gesso.models.infinity.scales import Grid, ScaleSchedule
 from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, TextCondition, text_mask
 from gesso.pictures import cover_crop, read_pixels
-from gesso.pipelines.contract import Cost, Output, Plan, without_effect
+from gesso.pipelines.contract import Cost, Output, Plan
 from gesso.pipelines.infinity_state import (
     Company,
     GenerationDefaults,
@@ -40,6 +39,7 @@ from gesso.pipelines.infinity_state import (
     join_text,
     split_text,
 )
+from gesso.pipelines.planning import check_list, seed_or_drawn, unknown_words, value_or, without_effect
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
 from gesso.sampling.guidance import guide
@@ -47,7 +47,6 @@ from gesso.sampling.guidance import guide
 _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
-_DRAWN_SEEDS = 2**32
 _WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
 _DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
@@ -83,22 +82,22 @@ class InfinityPipeline:
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, lists and the prompt's length, and count the work. Raises RequestError."""
         schedule, size = self._schedule(request)
-        defaults = self.defaults
+        defaults, picture = self.defaults, request.init_image
         filled = request.model_copy(
             update={
-                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
+                "seed": seed_or_drawn(request),
                 "width": size[1],
                 "height": size[0],
-                "guidance": _or(request.guidance, defaults.guidance),
-                "temperature": _or(request.temperature, defaults.temperature),
-                "guidance_layer": _or(request.guidance_layer, defaults.guidance_layer),
-                "top_k": _or(request.top_k, defaults.top_k),
-                "top_p": _or(request.top_p, defaults.top_p),
-                "init_strength": _or(request.init_strength, defaults.init_strength) if request.init_image else None,
+                "guidance": value_or(request.guidance, defaults.guidance),
+                "temperature": value_or(request.temperature, defaults.temperature),
+                "guidance_layer": value_or(request.guidance_layer, defaults.guidance_layer),
+                "top_k": value_or(request.top_k, defaults.top_k),
+                "top_p": value_or(request.top_p, defaults.top_p),
+                "init_strength": value_or(request.init_strength, defaults.init_strength) if picture else None,
             }
         )
         for name in ("guidance", "temperature"):
-            _one_a_scale(filled, name, len(schedule))
+            check_list(filled, name, len(schedule), "scale")
         layer = filled.guidance_layer or 0
         if layer and self.config.depth + layer <= 0:
             layers = f"0 or from {1 - self.config.depth} to -1" if self.config.depth > 1 else "0"
@@ -143,8 +142,7 @@ class InfinityPipeline:
         return tokens
 
     def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
-        unknown = dict.fromkeys([*self.text.unknown(request.prompt), *self.text.unknown(request.negative)])
-        words = (f"{self.name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
+        words = unknown_words(self.text, request, self.name)
         return words + without_effect(request, _WITHOUT_EFFECT, self.name)
 
     def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
@@ -348,16 +346,6 @@ def _is_guided(plan: Plan) -> bool:
     return any(value != 1 for value in _values(plan.request.guidance, plan.steps))
 
 
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
 def _values(value: float | tuple[float, ...] | None, scales: int) -> tuple[float, ...]:
     assert value is not None
     return value if isinstance(value, tuple) else (float(value),) * scales
-
-
-def _one_a_scale(request: GenerationRequest, name: str, scales: int) -> None:
-    value = getattr(request, name)
-    if isinstance(value, tuple) and len(value) != scales:
-        raise RequestError(name, value, "one number or a list", f"a list needs {scales} values here, one a scale")

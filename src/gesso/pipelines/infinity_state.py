@@ -18,18 +18,12 @@ from gesso.models.infinity.cache import CacheRow, KeyValueCache
 from gesso.models.infinity.scales import ScaleSchedule
 from gesso.models.infinity.transformer import TextCondition, text_mask
 from gesso.pipelines.contract import Cost
+from gesso.pipelines.planning import Vocabulary
 from gesso.request import GenerationRequest
 
 
-class TextEncoder(Protocol):
+class TextEncoder(Vocabulary, Protocol):
     """Prompts to features `[T,E]` each."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def count(self, prompt: str) -> int: ...
-
-    def unknown(self, prompt: str) -> list[str]: ...
 
     def features(self, prompts: Sequence[str]) -> list[Tensor]: ...
 

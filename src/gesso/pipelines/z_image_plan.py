@@ -7,10 +7,9 @@ verbs (`z_image`).
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,17 @@ from gesso.models.s3dit import cost
 from gesso.models.s3dit.packing import ContextShape, Size
 from gesso.models.s3dit.transformer import S3DiT
 from gesso.pictures import read_pixels
-from gesso.pipelines.contract import Cost, Plan, without_effect
+from gesso.pipelines.contract import Cost, Plan
+from gesso.pipelines.planning import (
+    check_edge,
+    check_list,
+    cut_text,
+    seed_or_drawn,
+    unknown_words,
+    untrained_size,
+    value_or,
+    without_effect,
+)
 from gesso.pipelines.z_image_state import PictureEncoder, ShiftRule, TextEncoder, ZImageDefaults, guidance_of_steps
 from gesso.request import GenerationRequest
 from gesso.sampling.flow import complete, dynamic_shift, first_step, linear_sigmas, shift_of_tokens, static_shift
@@ -29,11 +38,7 @@ from gesso.sampling.flow import complete, dynamic_shift, first_step, linear_sigm
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-_T = TypeVar("_T")
-
 SCHEDULERS = ("euler",)
-_DRAWN_SEEDS = 2**32
-_LONGEST_QUOTE = 200  # characters
 _LARGEST_CONDITION = 1024 * 1024  # pixels of a picture that is edited
 _UNUSED = ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p")
 _TEMPLATE_PIECE = 32  # tokens at most of a piece of an editing prompt that is only marks
@@ -73,9 +78,7 @@ class ZImagePlanner:
         if len(sigmas_N) < 2:
             strength = filled.init_strength
             raise RequestError("init_strength", strength, f"above 0 for {self.name}", "nothing would be painted anew")
-        if isinstance(filled.guidance, tuple) and len(filled.guidance) != len(sigmas_N) - 1:
-            hint = f"a list needs {len(sigmas_N) - 1} values here, one a step"
-            raise RequestError("guidance", filled.guidance, "one number or a list", hint)
+        check_list(filled, "guidance", len(sigmas_N) - 1, "step")
         guidance = guidance_of_steps(filled, sigmas_N)
         guided = any(guidance)
         prompt = self._shape(filled, filled.prompt)
@@ -85,7 +88,11 @@ class ZImagePlanner:
             steps=len(sigmas_N) - 1,
             cost=self._cost(filled, guidance, prompt, negative),
             peak_bytes=self._peak_bytes(filled, prompt, negative),
-            warnings=(*self._warnings(request, filled, guided), *self._text_warnings(request)),
+            warnings=(
+                *self._warnings(request, filled, guided),
+                *cut_text(self._text, request, self.name),
+                *unknown_words(self._text, request, self.name),
+            ),
         )
 
     def size(self, request: GenerationRequest) -> Size:
@@ -142,44 +149,33 @@ class ZImagePlanner:
             with read_pixels(Path(request.init_image)) as image:
                 if defaults.editing and (width is None or height is None):
                     _, (across, down) = self.condition_sizes(image.width, image.height)
-                    width, height = _or(width, across), _or(height, down)
-            strength = request.init_strength if defaults.editing else _or(request.init_strength, defaults.init_strength)
-        width, height = _or(width, defaults.width), _or(height, defaults.height)
-        self._check_edge("width", width, self._config.axes_lens[2])
-        self._check_edge("height", height, self._config.axes_lens[1])
+                    width, height = value_or(width, across), value_or(height, down)
+            strength = (
+                request.init_strength if defaults.editing else value_or(request.init_strength, defaults.init_strength)
+            )
+        width, height = value_or(width, defaults.width), value_or(height, defaults.height)
+        positions = self._config.axes_lens
+        for field, pixels, most in (("width", width, positions[2]), ("height", height, positions[1])):
+            check_edge(field, pixels, multiple=self.edge, largest=most * self.edge, name=self.name)
         return request.model_copy(
             update={
-                "seed": secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed,
+                "seed": seed_or_drawn(request),
                 "width": width,
                 "height": height,
-                "steps": _or(request.steps, defaults.steps),
-                "scheduler": _or(request.scheduler, defaults.scheduler),
-                "guidance": _or(request.guidance, defaults.guidance),
-                "guidance_normalization": _or(request.guidance_normalization, defaults.guidance_normalization),
-                "guidance_truncation": _or(request.guidance_truncation, defaults.guidance_truncation),
+                "steps": value_or(request.steps, defaults.steps),
+                "scheduler": value_or(request.scheduler, defaults.scheduler),
+                "guidance": value_or(request.guidance, defaults.guidance),
+                "guidance_normalization": value_or(request.guidance_normalization, defaults.guidance_normalization),
+                "guidance_truncation": value_or(request.guidance_truncation, defaults.guidance_truncation),
                 "init_strength": strength,
             }
         )
 
-    def _check_edge(self, field: str, pixels: int, positions: int) -> None:
-        """Whole tokens, and not more of them than the network has positions; else the nearest are named."""
-        largest = positions * self.edge
-        if pixels > largest:
-            raise RequestError(field, pixels, f"at most {largest} for {self.name}", f"nearest: {largest}")
-        if pixels % self.edge:
-            below = pixels - pixels % self.edge
-            near = [str(edge) for edge in (below, below + self.edge) if 0 < edge <= largest]
-            allowed = f"a multiple of {self.edge} for {self.name}"
-            raise RequestError(field, pixels, allowed, f"nearest: {' or '.join(near)}")
-
     # ---- warnings ---------------------------------------------------------------------------------------------------
 
     def _warnings(self, request: GenerationRequest, filled: GenerationRequest, guided: bool) -> tuple[str, ...]:
-        found: list[str] = []
-        defaults, size = self.defaults, (filled.width, filled.height)
-        if defaults.sizes and size not in defaults.sizes:
-            trained = ", ".join(f"{width}x{height}" for width, height in defaults.sizes)
-            found.append(f"{self.name} was trained at {trained}; other sizes come out worse")
+        defaults = self.defaults
+        found = list(untrained_size(filled, defaults.sizes, self.name))
         if defaults.distilled and guided:
             found.append(
                 f"{self.name} is distilled to paint without guidance, which doubles the work and harms the picture"
@@ -188,18 +184,6 @@ class ZImagePlanner:
             found.append("negative has no effect unless guidance is above 1")
         unused = (*_UNUSED, "init_strength") if defaults.editing else _UNUSED
         return (*found, *without_effect(request, unused, self.name))
-
-    def _text_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
-        """Of what is cut off because it is too long, and of words that the model has never met."""
-        text, found = self._text, []
-        for field, words in (("prompt", request.prompt), ("negative", request.negative)):
-            if tail := text.cut(words):
-                length = f"the {text.max_tokens} tokens that {self.name} reads"
-                found.append(f"{field} is longer than {length}; cut off: {_quoted(tail)}")
-        unknown = dict.fromkeys([*text.unknown(request.prompt), *text.unknown(request.negative)])
-        if unknown:
-            found.append(f"{self.name} does not know {', '.join(map(repr, unknown))}")
-        return tuple(found)
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 
@@ -264,13 +248,3 @@ def _networks(encoder: object) -> list[nn.Module]:
     if isinstance(encoder, nn.Module):
         return [encoder]
     return [part for part in getattr(encoder, "__dict__", {}).values() if isinstance(part, nn.Module)]
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
-def _quoted(text: str) -> str:
-    if len(text) > _LONGEST_QUOTE:
-        return f'"{text[:_LONGEST_QUOTE]}…" ({len(text)} characters)'
-    return f'"{text}"'

@@ -15,21 +15,13 @@ from torch import Tensor
 
 from gesso.models.s3dit.transformer import Company, Context
 from gesso.pipelines.contract import Cost
+from gesso.pipelines.planning import CuttingVocabulary
 from gesso.request import GenerationRequest
 from gesso.sampling.flow import estimated_clean, euler_step, share_of_way
 
 
-class TextEncoder(Protocol):
+class TextEncoder(CuttingVocabulary, Protocol):
     """Prompts to features `[T,E]` each, with its own T; what is longer than `max_tokens` is cut."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def count(self, prompt: str) -> int: ...
-
-    def unknown(self, prompt: str) -> list[str]: ...
-
-    def cut(self, prompt: str) -> str: ...
 
     def features(self, prompts: Sequence[str]) -> list[Tensor]: ...
 

@@ -1,0 +1,100 @@
+"""What planning is in every family: blanks filled, sizes and lists checked, and the warnings that all of them give.
+
+A family's `plan` says which of these it needs. Not here: anything that only one family knows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from gesso.errors import RequestError
+from gesso.request import GenerationRequest
+
+_T = TypeVar("_T")
+
+_DRAWN_SEEDS = 2**32
+_LONGEST_QUOTE = 200  # characters
+
+
+class Vocabulary(Protocol):
+    """What planning asks of a text encoder: how much it reads, and which words of a prompt it has never met."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def count(self, prompt: str) -> int: ...
+
+    def unknown(self, prompt: str) -> list[str]: ...
+
+
+class CuttingVocabulary(Vocabulary, Protocol):
+    """A text encoder that cuts prompts that are too long, and says what it cuts."""
+
+    def cut(self, prompt: str) -> str: ...
+
+
+def value_or(value: _T | None, default: _T) -> _T:
+    """The value of a field that was given, or what fills the blank."""
+    return default if value is None else value
+
+
+def seed_or_drawn(request: GenerationRequest) -> int:
+    """The request's seed, or one that was drawn, below 2^32."""
+    return secrets.randbelow(_DRAWN_SEEDS) if request.seed is None else request.seed
+
+
+def check_edge(field: str, pixels: int, *, multiple: int, largest: int, name: str) -> None:
+    """A multiple of the pixels of a token, and not beyond the largest. Raises RequestError, naming the nearest."""
+    if pixels > largest:
+        raise RequestError(field, pixels, f"at most {largest} for {name}", f"nearest: {largest}")
+    if pixels % multiple:
+        below = pixels - pixels % multiple
+        near = [str(edge) for edge in (below, below + multiple) if 0 < edge <= largest]
+        raise RequestError(field, pixels, f"a multiple of {multiple} for {name}", f"nearest: {' or '.join(near)}")
+
+
+def check_list(request: GenerationRequest, field: str, count: int, unit: str) -> None:
+    """Where a field is a list it has one value for each `unit`: step, evaluation or scale. Raises RequestError."""
+    value = getattr(request, field)
+    if isinstance(value, tuple) and len(value) != count:
+        hint = f"a list needs {count} values here, one for each {unit}"
+        raise RequestError(field, value, "one number or a list", hint)
+
+
+def untrained_size(filled: GenerationRequest, sizes: Sequence[tuple[int, int]], name: str) -> tuple[str, ...]:
+    """A warning where a model that was trained at few sizes (width, height) paints another."""
+    if not sizes or (filled.width, filled.height) in sizes:
+        return ()
+    trained = ", ".join(f"{width}x{height}" for width, height in sizes)
+    return (f"{name} was trained at {trained}; other sizes come out worse",)
+
+
+def cut_text(text: CuttingVocabulary, request: GenerationRequest, name: str) -> tuple[str, ...]:
+    """Warnings for prompts that are longer than what is read, with what is cut off."""
+    texts = {"prompt": request.prompt, "negative": request.negative}
+    length = f"the {text.max_tokens} tokens that {name} reads"
+    return tuple(
+        f"{field} is longer than {length}; cut off: {quoted(tail)}"
+        for field, words in texts.items()
+        if (tail := text.cut(words))
+    )
+
+
+def unknown_words(text: Vocabulary, request: GenerationRequest, name: str) -> tuple[str, ...]:
+    """A warning for words that the model has never met."""
+    unknown = dict.fromkeys([*text.unknown(request.prompt), *text.unknown(request.negative)])
+    return (f"{name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
+
+
+def without_effect(request: GenerationRequest, fields: Sequence[str], name: str) -> tuple[str, ...]:
+    """Warnings for those of `fields` that are set although the model of that name has no use for them."""
+    return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
+
+
+def quoted(text: str) -> str:
+    """Text in quotation marks, shortened where it is very long."""
+    if len(text) > _LONGEST_QUOTE:
+        return f'"{text[:_LONGEST_QUOTE]}…" ({len(text)} characters)'
+    return f'"{text}"'
