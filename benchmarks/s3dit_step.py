@@ -1,6 +1,6 @@
 """One evaluation of S3-DiT against diffusers' `ZImageTransformer2DModel`: same weights, same inputs, same run.
 
-    python -m benchmarks.s3dit_step [--dim 512] [--layers 6] [--side 512] [--dtype float32] [--device cpu] [--repeats 5]
+    python -m benchmarks.s3dit_step [--dim 512] [--layers 6] [--side 512] [--dtype float32] [--device cpu] [--repeats 15]
 
 Random weights; captions of 60 tokens. Alone, in a batch of equals, and in a batch of unequal sizes and captions, which
 diffusers pads to the longest. What is made once a picture is not counted for ours: diffusers makes it anew every step.
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="pixels of the largest picture's edge")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
     claims = Claims("s3dit-step", given.save)
     dtype, device, side = getattr(torch, given.dtype), given.device, given.side

@@ -15,6 +15,7 @@ from typing import Literal
 
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.settings import load_settings
+from gesso.weights import manifest, shared
 
 Layout = Literal["gesso", "infinity", "diffusers"]
 
@@ -39,8 +40,9 @@ class Entry:
     defaults: dict[str, object] = field(default_factory=dict)
 
     def missing_files(self) -> list[str]:
-        """Which of `files` do not lie in `folder`."""
-        return [name for name in self.files if not (self.folder / name).exists()]
+        """Which of `files` lie neither in `folder` nor, for models that ship, in the room of shared parts."""
+        elsewhere = _shared_parts(self.folder) if self.layout == "gesso" else {}
+        return [name for name in self.files if name not in elsewhere and not (self.folder / name).exists()]
 
     def require_files(self) -> None:
         """Refuse a model whose files are not all here: MissingError with the command that mends it, or FileError."""
@@ -69,7 +71,10 @@ _OWN_FILES = {
     "flux": ("transformer.safetensors", "text.safetensors", "autoencoder.safetensors"),
     "z-image": ("transformer.safetensors", "text.safetensors", "autoencoder.safetensors"),
 }
-_NANO = {"infinity-nano": "the shapes world at 64 pixels, trained by this project; needs no download"}
+_NANO = {
+    name: f"{what} of the shapes world at 64 pixels, trained by this project; needs no download"
+    for name, what in {"infinity-nano": "Infinity"}.items()
+}
 
 # name -> (description, transformer, tokenizer, pixels of the default size's edge)
 _INFINITY: dict[str, tuple[str, str, str, int]] = {
@@ -163,7 +168,7 @@ def _of_folder(folder: Path, name: str) -> Entry:
     if family not in _OWN_FILES:
         known = ", ".join(_OWN_FILES)
         raise FileError(folder, f"holds a model of the family {family}", f"families that can be painted with: {known}")
-    shipped = folder.parent == ZOO
+    shipped, shared_parts = folder.parent == ZOO, _shared_parts(folder)
     generation = config.get("generation")
     return Entry(
         name=name,
@@ -174,9 +179,15 @@ def _of_folder(folder: Path, name: str) -> Entry:
         folder=folder,
         layout="gesso",
         files=("config.json", "manifest.json", *_OWN_FILES[family]),
-        size=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        size=sum(path.stat().st_size for path in (*folder.iterdir(), *shared_parts.values()) if path.is_file()),
         defaults=dict(generation) if isinstance(generation, dict) else {},
     )
+
+
+def _shared_parts(folder: Path) -> dict[str, Path]:
+    """Where the parts lie that a model of our own layout shares with others, as far as they are there."""
+    paths = {name: manifest.shared_path(digest) for name, digest in shared.listed(folder).items()}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _of_diffusers_folder(folder: Path, name: str) -> Entry:

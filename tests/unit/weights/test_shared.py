@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gesso.errors import FileError, RunError, WeightsError
-from gesso.weights import manifest, shared
+from gesso.weights import catalogue, manifest, shared
 from gesso.weights.infinity import load_tokenizer, load_word_encoder
 
 TEXT = "text.safetensors"
@@ -58,6 +58,17 @@ def test_parts_move_and_are_found(model: Path, room: Path) -> None:
     moved = load_word_encoder(model).state_dict()
     assert all(moved[name].equal(value) for name, value in words.items())
     load_tokenizer(model)
+
+
+def test_the_catalogue_knows_what_lies_in_the_room(model: Path) -> None:
+    whole = catalogue.find(str(model)).size
+    (place,) = shared.share(model, [TEXT]).values()
+    entry = catalogue.find(str(model))
+    assert entry.missing_files() == []
+    assert entry.size is not None and whole is not None
+    assert 0 <= entry.size - whole < 500  # what the configuration and the manifest now say besides
+    place.unlink()
+    assert catalogue.find(str(model)).missing_files() == [TEXT]
 
 
 def test_models_with_the_same_part_have_one_file(model: Path, room: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gesso.engine import Engine
 from gesso.evaluation.shapes import evaluate
-from gesso.weights import manifest
+from gesso.weights import manifest, shared
 from gesso.weights.catalogue import ZOO, find, names
 
 SHIPPED = sorted(path.name for path in ZOO.iterdir() if (path / "config.json").is_file())
@@ -23,8 +23,8 @@ def test_the_catalogue_lists_what_ships() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_nano_model_is_small_and_unaltered(name: str) -> None:
     folder = ZOO / name
-    weights = tuple(path.name for path in folder.glob("*.safetensors"))
-    assert sum((folder / part).stat().st_size for part in weights) <= 8 * MEGABYTE
+    weights = tuple(name for name in find(name).files if name.endswith(".safetensors"))
+    assert sum(shared.part(folder, part).stat().st_size for part in weights) <= 8 * MEGABYTE
     manifest.verify(folder, (*weights, "config.json"))
     assert find(name).missing_files() == []
 
