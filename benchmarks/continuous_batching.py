@@ -1,11 +1,11 @@
 """What continuous batching pays, through the real engine: one JSON line a claim. Nothing here asserts a speed.
 
-    python -m benchmarks.continuous_batching [--model infinity-nano] [--requests 16] [--repeats 5] [--device cpu]
+    python -m benchmarks.continuous_batching [--model infinity-nano] [--dtype bfloat16] [--requests 16] [--arrivals 0]
 
 Measured: (a) the throughput of requests that arrive together against the same ones after another, (b) the scheduling
 policies under Poisson arrivals at several loads: mean time from arrival to picture, and throughput, and (c) single
 pictures of one model that arrive while another paints a large request: their mean time, and the large one's. A load
-of 1 offers as many pictures a second as the engine paints one after another.
+of 1 offers as many pictures a second as the engine paints one after another. Without arrivals only (a).
 """
 
 from __future__ import annotations
@@ -114,13 +114,13 @@ def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: in
     requests = requests_of(model, count)
     together, apart = together_and_apart(make, requests, repeats)
     claims.report(
-        f"{count} requests together, pictures/s (rival: one after another; wanted: ratio >= 3)",
+        f"{count} {model} requests together, pictures/s (rival: one after another; wanted: ratio >= 3)",
         count / together,
         count / apart,
         apart / together,
     )
     stream = requests_of(model, arrivals)
-    for load in LOADS:
+    for load in LOADS if stream else ():
         met: dict[str, Arrivals] = {}
         for policy in (*OTHERS, RIVAL):
             with make(policy) as engine:
@@ -185,11 +185,11 @@ def compare_models(make: MakeEngine, model: str, other: str, images: int, count:
         )
 
 
-def make_engine(policy: str, *, device: str | None, max_batch: int) -> Engine:
+def make_engine(policy: str, *, device: str | None, dtype: str | None, max_batch: int) -> Engine:
     def load(name: str, place: str, dtype: str | None) -> Pipeline:
         return load_pipeline(name.removeprefix(BESIDE), place, dtype)
 
-    return Engine(device=device, policy=policy, max_batch=max_batch, load=load)
+    return Engine(device=device, dtype=dtype, policy=policy, max_batch=max_batch, load=load)
 
 
 def main() -> None:
@@ -201,12 +201,15 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=200, help="pictures of the large request")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--dtype", help="of the large matmuls; else the model's own")
     parser.add_argument("--device")
     given = parser.parse_args()
-    claims = Claims("continuous-batching", given.save)
-    make = partial(make_engine, device=given.device, max_batch=given.max_batch)
+    claims = Claims("-".join(filter(None, ("continuous-batching", given.model, given.dtype))), given.save)
+    make = partial(make_engine, device=given.device, dtype=given.dtype, max_batch=given.max_batch)
     compare(make, given.model, given.requests, given.repeats, given.arrivals, claims)
-    compare_models(make, given.model, BESIDE + (given.beside or given.model), given.large, given.arrivals // 4, claims)
+    if given.arrivals:
+        beside = BESIDE + (given.beside or given.model)
+        compare_models(make, given.model, beside, given.large, given.arrivals // 4, claims)
     claims.keep()
 
 

@@ -1,6 +1,6 @@
 """Milliseconds for a warm nano picture through the engine, alone and sixteen at a time.
 
-    python -m benchmarks.nano_latency [--model infinity-nano] [--repeats 9]
+    python -m benchmarks.nano_latency [--model infinity-nano] [--dtype float32 bfloat16] [--repeats 9]
 
 Held against what was promised: 60 ms alone, 15 ms each at batch 16; and against the operations' floor.
 """
@@ -18,23 +18,30 @@ PROMPT = "a red star above a blue ring on a white background"
 WANTED = {1: 60.0, 16: 15.0}
 
 
+def measure(model: str, dtype: str, repeats: int, claims: Claims) -> None:
+    """One line for each batch size."""
+    each: dict[int, float] = {}
+    with Engine(device="cpu", dtype=dtype) as engine:
+        for count in WANTED:
+            request = GenerationRequest(prompt=PROMPT, model=model, seed=0, num_images=count)
+            each[count] = seconds(lambda request=request: engine.run(request), repeats, warm=2) / count
+    # Only now: a second thread that multiplies has a pool of its own, and the two would share the cores.
+    flops = load_pipeline(model, "cpu").plan(GenerationRequest(prompt=PROMPT, seed=0)).cost.flops
+    floor = 1000 * flops / matmul_ceiling(getattr(torch, dtype))
+    for count, wanted in WANTED.items():
+        claim = f"warm {model} picture in {dtype}, batch {count}, ms each (wanted: at most)"
+        claims.report(claim, 1000 * each[count], wanted, wanted / (1000 * each[count]), floor_ms=floor)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="infinity-nano")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
-    claims = Claims("nano-latency", given.save)
-    each: dict[int, float] = {}
-    with Engine(device="cpu") as engine:
-        for count in WANTED:
-            request = GenerationRequest(prompt=PROMPT, model=given.model, seed=0, num_images=count)
-            each[count] = seconds(lambda request=request: engine.run(request), given.repeats, warm=2) / count
-    # Only now: a second thread that multiplies has a pool of its own, and the two would share the cores.
-    flops = load_pipeline(given.model, "cpu").plan(GenerationRequest(prompt=PROMPT, seed=0)).cost.flops
-    floor = 1000 * flops / matmul_ceiling(torch.float32)
-    for count, wanted in WANTED.items():
-        claim = f"warm {given.model} picture, batch {count}, ms each (wanted: at most)"
-        claims.report(claim, 1000 * each[count], wanted, wanted / (1000 * each[count]), floor_ms=floor)
+    claims = Claims(f"nano-latency-{given.model}", given.save)
+    for dtype in given.dtype:
+        measure(given.model, dtype, given.repeats, claims)
     claims.keep()
 
 

@@ -1,6 +1,6 @@
 """One evaluation of S3-DiT against diffusers' `ZImageTransformer2DModel`: same weights, same inputs, same run.
 
-    python -m benchmarks.s3dit_step [--dim 512] [--layers 6] [--side 512] [--dtype float32] [--device cpu] [--repeats 15]
+    python -m benchmarks.s3dit_step [--dim 512] [--layers 6] [--side 512] [--dtype float32] [--repeats 15]
 
 Random weights; captions of 60 tokens. Alone, in a batch of equals, and in a batch of unequal sizes and captions, which
 diffusers pads to the longest. What is made once a picture is not counted for ours: diffusers makes it anew every step.

@@ -68,6 +68,13 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # a fault of ours is told on one line too
+        if os.environ.get("GESSO_DEBUG"):
+            raise
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "this is a fault of gesso; GESSO_DEBUG=1 shows where"
+        _report(f"{message}; {hint}", {"error": "RunError", "message": message, "exit_status": 1}, as_json)
+        return 1
     return status if isinstance(status, int) else 0
 
 

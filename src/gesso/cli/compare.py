@@ -14,7 +14,7 @@ import typer
 from gesso.cli.entries import default_size, find_entry
 from gesso.cli.names import slug
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
-from gesso.cli.painting import paint
+from gesso.cli.painting import paint, tell_warnings
 from gesso.cli.view import View
 from gesso.errors import CancelledError, RequestError
 from gesso.events import Result
@@ -125,8 +125,10 @@ def _paint_all(engine: "Engine", requests: list[GenerationRequest], view: View, 
     view.begin_bar(words, len(requests))
     try:
         results: list[Result] = []
+        told: set[str] = set()
         for request in requests:  # the next only when the last is done: its seconds are its own
             results += paint(engine, [request], view)
+            tell_warnings(results[-1], view, told)
         return results
     finally:
         view.end_bar()
@@ -165,6 +167,7 @@ def _as_object(sheet: Path, painted: list[Painted]) -> dict[str, object]:
                 "model": one.model,
                 "seconds": [round(seconds, 4) for seconds in one.seconds],
                 "seeds": [result.seed for result in one.results],
+                "warnings": one.results[0].metadata.get("warnings", []),
                 "width": one.results[0].image.width,
                 "height": one.results[0].image.height,
             }

@@ -17,7 +17,7 @@ import typer
 from gesso.cli.entries import default_size, find_entry
 from gesso.cli.names import DEFAULT_TEMPLATE, check_template, picture_name
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
-from gesso.cli.painting import paint, uninterrupted
+from gesso.cli.painting import paint, tell_warnings, uninterrupted
 from gesso.cli.prompts import read_prompts
 from gesso.cli.resume import find_done, given_options
 from gesso.cli.view import View
@@ -172,22 +172,13 @@ def _paint_all(
                 with uninterrupted():
                     files.append(destination.save(task, result))
                     view.result(_result_line(task, result, files[-1], as_json=as_json))
-                _tell_warnings(result, view, told)
+                tell_warnings(result, view, told)
     except (CancelledError, KeyboardInterrupt):
         kept = f"kept {len(files)} of {len(tasks)} pictures"
         raise CancelledError(f"interrupted; {kept}; the same command with --resume makes the rest") from None
     finally:
         view.end_bar()
     return files
-
-
-def _tell_warnings(result: Result, view: View, told: set[str]) -> None:
-    """Each warning once, however many pictures it concerns."""
-    warnings = result.metadata.get("warnings")
-    for text in warnings if isinstance(warnings, list) else ():
-        if text not in told:
-            told.add(text)
-            view.warn(str(text))
 
 
 def _result_line(task: Task, result: Result, path: Path, *, as_json: bool) -> str:

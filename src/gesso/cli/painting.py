@@ -51,6 +51,15 @@ def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -
             job.cancel()
 
 
+def tell_warnings(result: Result, view: View, told: set[str]) -> None:
+    """Each warning once, however many pictures it concerns."""
+    warnings = result.metadata.get("warnings")
+    for text in warnings if isinstance(warnings, list) else ():
+        if text not in told:
+            told.add(text)
+            view.warn(str(text))
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Holds Ctrl-C back until the block is done, so that a finished picture is saved and counted, or neither."""

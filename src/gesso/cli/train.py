@@ -9,7 +9,6 @@ import typer
 
 from gesso.cli.view import View
 from gesso.errors import CancelledError, RequestError
-from gesso.files import ready_folder
 
 _DEFAULT_FOLDER = Path("runs")
 _SCORE = "evaluation/"
@@ -37,8 +36,8 @@ def train(
         typer.echo(json.dumps(names) if as_json else "\n".join(names))
         return
     overrides = dict(_change(text) for text in changes or ())
-    recipes.override(recipes.load(recipe), overrides)  # refuses a wrong name or value before any folder is made
-    folder = ready_folder(output or _DEFAULT_FOLDER / recipe)
+    recipes.override(recipes.load(recipe), overrides)  # refuses a wrong name or value before the bar is drawn
+    folder = output or _DEFAULT_FOLDER / recipe  # made once the task can be
     with View(silent=as_json) as view:
         try:
             last = training.run(recipe, folder, overrides, resume=resume, report=_reporter(recipe, view))

@@ -29,6 +29,17 @@ class WordEncoderConfig:
     heads: int
     length: int
 
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.depth < 0:
+            raise ValueError("depth must be at least 0")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of {self.heads} heads")
+        if len(set(self.vocabulary)) != len(self.vocabulary):
+            raise ValueError("vocabulary must hold each word once")
+
 
 class WordEncoder(nn.Module):
     """Prompts to features `[T,E]` each, one row a word and one for the end."""

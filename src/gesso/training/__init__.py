@@ -1,7 +1,7 @@
 """Trainers, and `run`, which trains a recipe. Networks are in `models`, worlds in `worlds`.
 
 A recipe (`recipes/`) is a function that returns a whole configuration: a task (what is learned from what) and the
-loop's settings. `loop` drives any task; `autoencoder` and `infinity` are tasks.
+loop's settings. `loop` drives any task; `autoencoder`, `infinity`, `kl_autoencoder` and `flow` are tasks.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ scale by scale and partial sums can be shown as previews. Not here: the loop, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from gesso.models.infinity.quantizer import codes, enlarge, quantize, sum_of_cod
 from gesso.models.infinity.scales import Grid
 from gesso.training.export import save_model
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet
+from gesso.training.settings import MOST_SCENES, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,15 @@ class AutoencoderSettings:
     commitment_weight: float = 0.2
     partial_share: float = 0.25
     held_out: int = 256
+
+    def __post_init__(self) -> None:
+        check("side", self.side, self.side >= 1, "at least 1")
+        check("grids", self.grids, len(self.grids) >= 1, "at least one grid")
+        for name in ("squared_weight", "commitment_weight"):
+            value = getattr(self, name)
+            check(name, value, math.isfinite(value) and value >= 0, "a number from 0")
+        check("partial_share", self.partial_share, 0 <= self.partial_share <= 1, "from 0 to 1")
+        check("held_out", self.held_out, 1 <= self.held_out <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
 
 
 class AutoencoderTask:

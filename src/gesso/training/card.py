@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gesso.errors import FileError, MissingError
+from gesso.files import written_aside
 from gesso.weights.catalogue import read_config
 
 Log = list[dict[str, float]]
@@ -72,14 +72,16 @@ def write_card(model: Path, run: Path, score: Path, first_stage: Path | None = N
     logs = {kind.stage: _log(first_stage)} if first_stage else {}
     logs["transformer"] = _log(run)
     text = _card(model, config, kind, answers, logs, [path for path in (first_stage, run) if path])
-    draw_losses(logs, model / "loss.png")
-    shutil.copyfile(sheets[-1], model / "samples.png")
-    (model / "score.json").write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    with written_aside(model / "loss.png") as aside:
+        draw_losses(logs, aside)
+    contents = {"samples.png": sheets[-1].read_bytes(), "score.json": _json_bytes(answers), "README.md": text.encode()}
     if first_stage:
-        shutil.copyfile(first_stage / "export" / "training.json", model / f"training-{kind.stage}.json")
-    card = model / "README.md"
-    card.write_text(text, encoding="utf-8")
-    return card
+        recipe = _read_json(first_stage / "export" / "training.json", "train the first stage to its end")
+        contents[f"training-{kind.stage}.json"] = _json_bytes(recipe)
+    for name, content in contents.items():
+        with written_aside(model / name) as aside:
+            aside.write_bytes(content)
+    return model / "README.md"
 
 
 def draw_losses(logs: Mapping[str, Log], path: Path) -> None:
@@ -224,6 +226,10 @@ def _log(run: Path) -> Log:
     if not path.is_file():
         raise FileError(run, "holds no log.jsonl", "name the folder of a training run")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _json_bytes(values: object) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _read_json(path: Path, way_out: str) -> dict[str, Any]:

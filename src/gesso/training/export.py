@@ -1,6 +1,6 @@
 """A trained model as files: bfloat16 safetensors, a configuration, and a manifest of digests.
 
-Written aside and renamed as a whole folder. `weights/infinity` reads what this writes.
+Written aside and renamed as a whole folder. `weights/infinity` and `weights/flow_nano` read what this writes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def save_model(
         (aside / "manifest.json").write_text(json.dumps(manifest.make(aside), indent=1) + "\n")
         _replace(folder, aside)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"model {folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _replace(folder: Path, aside: Path) -> None:

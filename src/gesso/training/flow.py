@@ -33,6 +33,7 @@ from gesso.training.flow_networks import FAMILIES, NetworkConfig, VelocityNetwor
 from gesso.training.latents import Encoding, FreshLatents, Latents, store
 from gesso.training.painting import sample_sheet, shapes_score
 from gesso.training.pictures import held_out_scenes
+from gesso.training.settings import MOST_SCENES, check
 from gesso.weights import flow_nano, shared
 from gesso.weights.catalogue import ZOO
 from gesso.weights.files import digest, fill
@@ -71,21 +72,18 @@ class FlowSettings:
     generation: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
-        _check("precompute", self.precompute, self.precompute >= 0, "0, or a number of scenes")
-        _check("time_mean", self.time_mean, math.isfinite(self.time_mean), "a number")
+        stored = 0 <= self.precompute <= MOST_SCENES
+        check("precompute", self.precompute, stored, f"0, or a number of scenes up to {MOST_SCENES}")
+        check("time_mean", self.time_mean, math.isfinite(self.time_mean), "a number")
         for name in ("time_std", "time_shift", "sampling_shift"):
             value = getattr(self, name)
-            _check(name, value, math.isfinite(value) and 0 < value <= 100, "a number above 0 and at most 100")
+            check(name, value, math.isfinite(value) and 0 < value <= 100, "a number above 0 and at most 100")
         for name in ("condition_drop", "unknown_share"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        _check("held_out", self.held_out, self.held_out >= 1, "at least 1")
-        _check("score_prompts", self.score_prompts, self.score_prompts >= 0, "0, or a number of questions")
+            check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        check("held_out", self.held_out, 1 <= self.held_out <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
+        asked = 0 <= self.score_prompts <= MOST_SCENES
+        check("score_prompts", self.score_prompts, asked, f"0, or a number of questions up to {MOST_SCENES}")
         parse_request({"prompt": "-", "width": self.side, "height": self.side, **dict(self.generation)})
-
-
-def _check(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise RequestError(name, value, allowed)
 
 
 class FlowNetwork(nn.Module):
@@ -113,7 +111,7 @@ class FlowTask:
         self.network = FlowNetwork(make(settings.network), self.text if settings.train_text else None)
         self._pipeline()  # what it cannot use is told now, and not after the first thousand steps
         if settings.start_from:
-            self._go_on_from(Path(settings.start_from))
+            self._go_on_from(Path(settings.start_from).expanduser())
         self.encoding = Encoding(
             encode=lambda image: encode(self.autoencoder, image),
             token_ids=lambda captions: self.text.token_ids(captions, self.text.config.length),

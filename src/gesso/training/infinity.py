@@ -27,6 +27,7 @@ from gesso.training.export import save_model
 from gesso.training.infinity_loss import bitwise_loss, margin_weights, scale_weights
 from gesso.training.painting import sample_sheet
 from gesso.training.pictures import held_out_scenes, scenes_of_step
+from gesso.training.settings import MOST_SCENES, check
 from gesso.weights.files import fill
 from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder, parse
 
@@ -54,6 +55,13 @@ class InfinitySettings:
     held_out: int = 128
     scales: InitialScales = field(default_factory=lambda: InitialScales(gate=1.0))
     generation: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("flip_strength", "condition_drop", "unknown_share"):
+            check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        check("flip_scales", self.flip_scales, self.flip_scales >= 0, "at least 0")
+        check("held_out", self.held_out, 1 <= self.held_out <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
+        check("side", self.side, self.side >= 1, "at least 1")
 
 
 class InfinityNetwork(nn.Module):

@@ -25,6 +25,7 @@ from gesso.models.kl_autoencoder import KLAutoencoderConfig, build, moments
 from gesso.training.autoencoder import psnr
 from gesso.training.export import save_model
 from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet
+from gesso.training.settings import MOST_SCENES, check
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -54,11 +55,10 @@ class KLAutoencoderSettings:
             raise RequestError("side", self.side, f"a multiple of {stride} pixels, from 8")
         for name in ("squared_weight", "edge_weight", "kl_weight"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise RequestError(name, value, "a number from 0")
+            check(name, value, math.isfinite(value) and value >= 0, "a number from 0")
         for name in ("held_out", "measured"):
-            if getattr(self, name) < 1:
-                raise RequestError(name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            check(name, value, 1 <= value <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
 
 
 class KLAutoencoderTask:

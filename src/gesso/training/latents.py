@@ -10,6 +10,7 @@ Shapes: B scenes, C h w a latent, T tokens.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -136,5 +137,7 @@ def _write(path: Path, encoding: Encoding, first: int, size: int) -> None:
         rows["latent"][kept] = latent.numpy()[: kept.stop - done]
         rows["ids"][kept] = ids.numpy()[: kept.stop - done]
     assert rows is not None
-    with written_aside(path) as aside, aside.open("wb") as file:
-        np.save(file, rows)
+    content = io.BytesIO()  # numpy's own writing to a file hides what went wrong with the disk
+    np.save(content, rows)
+    with written_aside(path) as aside:
+        aside.write_bytes(content.getbuffer())

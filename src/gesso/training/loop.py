@@ -21,16 +21,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gesso.errors import FileError, RequestError, RunError
+from gesso.errors import FileError, RunError
 from gesso.files import ready_folder, written_aside
 from gesso.training import checkpoint
 from gesso.training.ema import ExponentialAverage
 from gesso.training.schedules import warmup_cosine
+from gesso.training.settings import check
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 
 _KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
 _RECIPE, _LOG = "recipe.json", "log.jsonl"
+_EVERY = ("log_every", "evaluate_every", "checkpoint_every")
+_MOST_STEPS, _MOST_SAMPLES = 10**9, 1 << 16
 
 
 class Task(Protocol):
@@ -96,27 +99,22 @@ class LoopSettings:
     checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name, most in (("steps", _MOST_STEPS), ("batch", _MOST_SAMPLES), *((name, _MOST_STEPS) for name in _EVERY)):
+            check(name, getattr(self, name), 1 <= getattr(self, name) <= most, f"from 1 to {most}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
-            _check(name, value, math.isfinite(value) and value > 0, "a number above 0")
+            check(name, value, math.isfinite(value) and value > 0, "a number above 0")
         for name in ("warmup", "weight_decay"):
             value = getattr(self, name)
-            _check(name, value, math.isfinite(value) and value >= 0, "a number from 0")
+            check(name, value, math.isfinite(value) and value >= 0, "a number from 0")
         for name in ("final_rate", "average_decay"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        _check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
-        _check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
-        _check("seed", self.seed, 0 <= self.seed < 128, "from 0 to 127")  # beyond, seeds of scenes meet held-out ones
-        _check("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
+            check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
+        check("seed", self.seed, 0 <= self.seed < 128, "from 0 to 127")  # beyond, seeds of scenes meet held-out ones
+        check("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
         known = bool(self.attention) and all(name in _KERNELS for name in self.attention)
-        _check("attention", self.attention, known, f"a list of {', '.join(_KERNELS)}")
-
-
-def _check(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise RequestError(name, value, allowed)
+        check("attention", self.attention, known, f"a list of {', '.join(_KERNELS)}")
 
 
 class Trainer:
@@ -231,15 +229,32 @@ class Trainer:
         if not resume and (found or (self.folder / _RECIPE).exists()):
             raise FileError(self.folder, "a run lies here already", "pass --resume to continue it, or name another")
         if found is not None:
+            self._check_same_run()
             self._load(*found)
         self._cut_log()
         with written_aside(self.folder / _RECIPE) as path:
             path.write_text(json.dumps(self.recipe, indent=1) + "\n", encoding="utf-8")
 
+    def _check_same_run(self) -> None:
+        """A run goes on by the recipe and the seed that it began with. Raises FileError."""
+        try:
+            begun = json.loads((self.folder / _RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # the checkpoint itself says whether it fits
+        for name, theirs, ours in (
+            ("recipe", begun.get("recipe"), self.recipe.get("recipe")),
+            ("seed", _seed_of(begun), _seed_of(self.recipe)),
+        ):
+            if None not in (theirs, ours) and theirs != ours:
+                raise FileError(self.folder, f"holds a run with {name} {theirs}, not {ours}", "name another folder")
+
     def _load(self, path: Path, state: dict[str, object]) -> None:
         try:
             self.network.load_state_dict(state["network"])  # type: ignore[arg-type]
+            own = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+            for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(settings)  # as this run's recipe has them, and not the checkpoint's
             self.average.load(state["average"])  # type: ignore[arg-type]
             self.step = int(state["step"])  # type: ignore[call-overload]
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -273,6 +288,11 @@ class Trainer:
         with written_aside(path) as aside:
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self.step)
             aside.write_text(kept, encoding="utf-8")
+
+
+def _seed_of(recipe: Mapping[str, object]) -> object:
+    loop = recipe.get("loop")
+    return loop.get("seed") if isinstance(loop, Mapping) else None
 
 
 def _step_of(line: str) -> float:

@@ -19,6 +19,8 @@ from gesso.weights import manifest, shared
 
 Layout = Literal["gesso", "infinity", "diffusers"]
 
+_LONGEST_NAME = 80  # characters of a name that an error repeats
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -49,8 +51,11 @@ class Entry:
         missing = ", ".join(self.missing_files())
         if missing and self.fetch:
             raise MissingError(f"{self.name} ({missing} in {self.folder})", self.fetch)
+        for name in self.missing_files() if self.layout == "gesso" else ():
+            shared.part(self.folder, name)  # says where a part that is shared should lie
         if missing:
-            raise FileError(self.folder, f"lacks {missing}", "export the model again")
+            again = "export the model again" if self.layout == "gesso" else "fetch it again"
+            raise FileError(self.folder, f"lacks {missing}", again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +150,13 @@ def find(name_or_path: str) -> Entry:
     if name_or_path in _DIFFUSERS:
         return _diffusers(name_or_path, _DIFFUSERS[name_or_path])
     looks_like_path = "/" in name_or_path or "\\" in name_or_path or name_or_path.startswith((".", "~"))
-    if looks_like_path or Path(name_or_path).exists():
-        return _of_folder(_expanded(name_or_path), name_or_path)
+    try:
+        if looks_like_path or Path(name_or_path).exists():
+            return _of_folder(_expanded(name_or_path), name_or_path)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        shown = name_or_path if len(name_or_path) <= _LONGEST_NAME else f"{name_or_path[:_LONGEST_NAME]}…"
+        problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
+        raise FileError(shown, problem, "name a model of the catalogue or a folder with one") from error
     near = difflib.get_close_matches(name_or_path, names(), n=2)
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
     raise RequestError("model", name_or_path, "a known model", f"{suggestion}(gesso models lists {len(names())})")
@@ -168,12 +178,12 @@ def _of_folder(folder: Path, name: str) -> Entry:
     if family not in _OWN_FILES:
         known = ", ".join(_OWN_FILES)
         raise FileError(folder, f"holds a model of the family {family}", f"families that can be painted with: {known}")
-    shipped, shared_parts = folder.parent == ZOO, _shared_parts(folder)
+    shipped, shared_parts = folder.parent == ZOO and folder.name in _NANO, _shared_parts(folder)
     generation = config.get("generation")
     return Entry(
         name=name,
         family=family,
-        description=_NANO[name] if shipped else "trained with gesso train",
+        description=_NANO[folder.name] if shipped else "trained with gesso train",
         licence="Apache-2.0" if shipped else "yours",
         source="ships with gesso" if shipped else "local folder",
         folder=folder,
@@ -254,7 +264,8 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     if not folder.is_dir():
         raise FileError(folder, "no such folder", "name a model of the catalogue or a folder with one")
     if not path.is_file():
-        raise FileError(folder, f"holds no model (no {name})", "name a folder that gesso train has exported")
+        wanted = "name a folder that gesso train has exported, or one in diffusers' layout"
+        raise FileError(folder, f"holds no model (no {name})", wanted)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

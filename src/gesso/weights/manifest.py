@@ -51,6 +51,7 @@ def verify(folder: Path, names: tuple[str, ...]) -> str:
     problems = []
     for name, (size, sha256) in wanted.items():
         path = shared_path(sha256) if name in shared else folder / name
+        name = f"{name} (shared: {path})" if name in shared else name
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size != size:

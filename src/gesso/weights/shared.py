@@ -2,11 +2,13 @@
 
 A model folder's `config.json` may say `"shared": {"text.safetensors": "<sha256>"}`; that part then lies in the zoo's
 shared room as `<sha256>.safetensors`, and the folder's manifest still lists it. Models that users export hold all of
-their parts. Not here: what a part is (`weights/infinity`, `weights/flow_nano`).
+their parts; a copy of a folder that ships needs the room of an installed gesso. Parts are moved by
+`python -m gesso.weights.shared FOLDER PART…`. Not here: what a part is (`weights/infinity`, `weights/flow_nano`).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -24,21 +26,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def part(folder: Path, name: str) -> Path:
-    """Where a model's part lies: in its folder, or in the shared room if its configuration says so.
+    """Where a model's part lies: in its folder, or, if its configuration says so, in the shared room.
 
+    A listed part is the shared one even where the folder holds a file of its name: the manifest speaks of that.
     Raises FileError where it lies in neither, WeightsError where the shared file is not what its name says.
     """
-    own = folder / name
-    if own.is_file():
-        return own
     digest = listed(folder).get(name)
     if digest is None:
-        raise FileError(folder, f"lacks {name}", "export the model again")
+        if not (folder / name).is_file():
+            raise FileError(folder, f"lacks {name}", "export the model again")
+        return folder / name
     path = manifest.shared_path(digest)
     if not path.is_file():
         raise FileError(path, f"is missing, which {folder.name} shares as {name}", "install gesso again")
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise WeightsError(path, detail="was altered: its digest is not its name")
+        raise WeightsError(path, detail="was altered: its digest is not its name; install gesso again")
     return path
 
 
@@ -66,6 +68,9 @@ def share(folder: Path, names: Sequence[str] = PARTS) -> dict[str, Path]:
     for name in names:
         if (folder / name).is_file():
             digests[name] = _into_the_room(folder / name)
+    for name in digests:
+        if not manifest.shared_path(digests[name]).is_file():
+            part(folder, name)  # says what is missing, and what to do
     path = folder / "config.json"
     _write_json(path, _read_config(path) | ({"shared": digests} if digests else {}))
     _write_json(folder / manifest.NAME, manifest.make(folder, shared=digests))
@@ -101,3 +106,15 @@ def _read_config(path: Path) -> dict[str, object]:
 def _write_json(path: Path, values: object) -> None:
     with written_aside(path) as aside:
         aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Move parts of a model into the room of shared parts, for shipping.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    given = parser.parse_args(arguments)
+    share(given.folder, given.parts)
+
+
+if __name__ == "__main__":
+    main()

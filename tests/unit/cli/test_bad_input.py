@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from gesso import metadata
 from gesso.request import parse_request
+from gesso.weights.catalogue import ZOO
 from tests.unit.cli.running import call
 
 
@@ -161,14 +162,43 @@ def test_show_notices_changed_pixels(capsys: pytest.CaptureFixture[str], own_fol
     assert "pixels were changed" in outcome.err
 
 
+def test_a_model_by_a_path_that_no_system_takes(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:
+    for name in ("a" * 300, "/" + "b" * 5000):
+        outcome = call(capsys, "generate", "a star", "--model", name)
+        assert outcome.status == 2
+        assert "file name too long" in outcome.error
+        assert len(outcome.error) < 300
+
+
+def test_a_model_that_ships_by_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = call(capsys, "plan", "a star", "--model", str(ZOO / "infinity-nano"))
+    assert outcome.status == 0, outcome.err
+
+
+def test_a_fault_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(entry: object) -> None:
+        raise KeyError("broken\nin two")
+
+    monkeypatch.setattr("gesso.engine.loading.infinity.plan_own", broken)
+    outcome = call(capsys, "plan", "a star")
+    assert outcome.status == 1
+    assert "KeyError" in outcome.error
+    assert "GESSO_DEBUG=1 shows where" in outcome.error
+    assert json.loads(call(capsys, "plan", "a star", "--json").err)["exit_status"] == 1
+    monkeypatch.setenv("GESSO_DEBUG", "1")
+    with pytest.raises(KeyError):
+        call(capsys, "plan", "a star")
+
+
 def test_train_refuses_before_it_makes_a_folder(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:
     for arguments in (
         ("no-such-recipe",),
         ("shapes-tokenizer", "--set", "steps"),
         ("shapes-tokenizer", "--set", "x=1"),
+        ("infinity-nano", "-o", "made/by/nobody"),  # which lacks its first stage
     ):
         outcome = call(capsys, "train", *arguments)
-        assert outcome.status == 2
+        assert outcome.status == (3 if "-o" in arguments else 2)
         assert outcome.error
     assert list(own_folder.iterdir()) == []
 

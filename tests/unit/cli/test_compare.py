@@ -35,12 +35,20 @@ def test_two_models_on_one_sheet(capsys: pytest.CaptureFixture[str], own_folder:
         assert min(model["seconds"]) > 0
     with Image.open(line["sheet"]) as sheet:
         assert sheet.width > 4 * 168  # four pictures side by side
+        assert model["warnings"] == []
     again = call(capsys, "compare", "a red star", *models, "--no-warm-up")
     assert [text.split()[0] for text in again.out.splitlines()] == [NANO, "./mine", "sheet:"]
     assert sorted(path.name for path in (own_folder / "gesso-output").iterdir()) == [
         "compare-a-red-star-2.png",
         "compare-a-red-star.png",
     ]
+
+
+def test_warnings_are_told(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:
+    models = ("--model", NANO, "--model", NANO, "--no-warm-up")
+    assert "does not know 'zebra'" in call(capsys, "compare", "a red zebra", *models).err
+    line = json.loads(call(capsys, "compare", "a red zebra", *models, "--json").out)
+    assert all("zebra" in model["warnings"][0] for model in line["models"])
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_a_word_encoder_that_is_trained_along(recipe: Recipe) -> None:
         ({"sampling_shift": "1000"}, "sampling_shift", "at most 100"),
         ({"condition_drop": "1.5"}, "condition_drop", "from 0 to 1"),
         ({"unknown_share": "-0.1"}, "unknown_share", "from 0 to 1"),
-        ({"held_out": "0"}, "held_out", "at least 1"),
+        ({"held_out": "0"}, "held_out", "from 1 to"),
         ({"score_prompts": "-1"}, "score_prompts", "a number of questions"),
         ({"generation": '[["steps", 0]]'}, "steps", "1 to 1000"),
         ({"generation": '[["speed", 2]]'}, "field", "a field of a request"),

@@ -153,6 +153,15 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     trainer(OneNumber(), tmp_path).run(resume=True)
 
 
+def test_resuming_takes_the_optimizer_settings_of_the_run(tmp_path: Path) -> None:
+    """What the recipe says now, and records, is what the optimizer does."""
+    trainer(OneNumber(), tmp_path, steps=4).run()
+    again = trainer(OneNumber(), tmp_path, steps=8, weight_decay=0.5, betas=(0.1, 0.2))
+    again.run(resume=True)
+    assert [group["weight_decay"] for group in again.optimizer.param_groups] == [0.5, 0.0]
+    assert [group["betas"] for group in again.optimizer.param_groups] == [(0.1, 0.2)] * 2
+
+
 @needs_full
 def test_a_full_disk_while_the_log_is_written(tmp_path: Path) -> None:
     def fill(step: int, steps: int, figures: Mapping[str, float]) -> None:

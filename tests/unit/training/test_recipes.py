@@ -66,6 +66,7 @@ def test_values_are_set_by_name_or_path(nano: Recipe) -> None:
     assert settings.generation == (("guidance", 2.0),)
     assert recipes.override(changed, {"threads": "null", "rotary": "null"}).loop.threads is None
     assert nano == recipes.load("infinity-nano")
+    assert recipes.override(nano, {"network.depth": "3"}) == recipes.override(nano, {"settings.network.depth": "3"})
     assert recipes.override(nano, {}) == nano
 
 
@@ -83,7 +84,9 @@ def test_values_that_depend_on_each_other_change_together(nano: Recipe) -> None:
         ({"steps": "ten"}, "steps", "a whole number"),
         ({"steps": "1.5"}, "steps", "a whole number"),
         ({"steps": "true"}, "steps", "a whole number"),
-        ({"steps": "0"}, "steps", "at least 1"),
+        ({"steps": "0"}, "steps", "from 1 to"),
+        ({"steps": "9" * 400}, "steps", "from 1 to"),
+        ({"held_out": "1000000000000"}, "held_out", "from 1 to"),
         ({"learning_rate": "fast"}, "learning_rate", "a number"),
         ({"learning_rate": "NaN"}, "learning_rate", "above 0"),
         ({"compile": "maybe"}, "compile", "true or false"),

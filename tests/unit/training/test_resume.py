@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gesso.errors import FileError
-from gesso.training import checkpoint
+from gesso.training import checkpoint, recipes
 from gesso.training.recipes.recipe import Recipe
 from tests.unit.training.tiny_recipes import (
     exported,
@@ -97,6 +97,11 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, step: int) -> None:
 
 def test_a_checkpoint_of_another_recipe_is_refused(tokenizer_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tokenizer_run, tmp_path / "run"))
+    with pytest.raises(FileError, match="holds a run with recipe tiny-tokenizer, not tiny-infinity; name another"):
+        train(infinity_recipe(tokenizer_run / "export"), folder, resume=True)
+    with pytest.raises(FileError, match="holds a run with seed 0, not 5; name another"):
+        train(recipes.override(tokenizer_recipe(), {"seed": "5"}), folder, resume=True)
+    (folder / "recipe.json").unlink()
     with pytest.raises(FileError, match="the checkpoint is of another recipe"):
         train(infinity_recipe(tokenizer_run / "export"), folder, resume=True)
     checkpoint.save(folder, 7, {"step": 7})

@@ -114,13 +114,24 @@ def test_an_altered_or_missing_shared_file(model: Path) -> None:
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsError, match="was altered: its digest is not its name"):
         shared.part(model, TEXT)
-    with pytest.raises(WeightsError, match=r"text\.safetensors was altered"):
+    with pytest.raises(WeightsError, match=r"text\.safetensors \(shared: .*\) was altered"):
         manifest.verify(model, (TEXT,))
     path.unlink()
     with pytest.raises(FileError, match=r"is missing, which model shares as text\.safetensors; install gesso again"):
         load_word_encoder(model)
-    with pytest.raises(WeightsError, match=r"text\.safetensors is missing"):
+    with pytest.raises(WeightsError, match=r"text\.safetensors \(shared: .*\) is missing"):
         manifest.verify(model, (TEXT,))
+
+
+def test_a_file_of_the_same_name_does_not_stand_in_for_a_shared_part(model: Path) -> None:
+    """The manifest vouches for the shared one, so that is the one that is read."""
+    place = shared.share(model, [TEXT])[TEXT]
+    (model / TEXT).write_bytes(b"another")
+    assert shared.part(model, TEXT) == place
+    shared.share(model, ["tokenizer.safetensors"])
+    place.unlink()
+    with pytest.raises(FileError, match="is missing"):
+        shared.share(model, ["tokenizer.safetensors"])
 
 
 def test_a_part_that_is_nowhere(model: Path) -> None:

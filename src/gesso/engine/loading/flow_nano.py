@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gesso.models.word_features import FluxWordFeatures, WordFeatures
 from gesso.pipelines.contract import Pipeline
@@ -27,8 +28,8 @@ def plan_own(entry: Entry) -> Pipeline:
 def load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     """A model of our trainers' layout."""
     model = flow_nano.load(entry.folder)
-    model.network.to(device, dtype)
-    model.autoencoder.to(device, dtype)  # pyright: ignore[reportArgumentType]
+    for part in (model.network, model.autoencoder):  # their own `to` warns of parts kept in float32: there are none
+        nn.Module.to(part, device, dtype)
     model.text.to(device)
     return assemble(model, entry.name, entry.folder)
 

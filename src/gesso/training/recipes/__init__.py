@@ -47,7 +47,7 @@ def load(name: str) -> Recipe:
 
 
 def override(recipe: Recipe, overrides: Mapping[str, str]) -> Recipe:
-    """The recipe with fields set from text, by path or, where only one field has the name, by name alone.
+    """The recipe with fields set from text, by path or, where only one field has it, by the end of its path.
 
     All are set together, so that values which depend on each other may change in any order. Raises RequestError for a
     field that is unknown or ambiguous, and for values of the wrong type or that do not go together.
@@ -63,7 +63,8 @@ def override(recipe: Recipe, overrides: Mapping[str, str]) -> Recipe:
 
 def _full_path(recipe: Recipe, given: str) -> tuple[str, ...]:
     paths = [(part, *path) for part in ("settings", "loop") for path in _paths(getattr(recipe, part))]
-    found = [path for path in paths if ".".join(path) == given] or [path for path in paths if path[-1] == given]
+    whole = [path for path in paths if ".".join(path) == given]
+    found = whole or [path for path in paths if f".{'.'.join(path)}".endswith(f".{given}")]
     if len(found) == 1:
         return found[0]
     known = [".".join(path) for path in (found or paths)]
