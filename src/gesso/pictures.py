@@ -110,7 +110,8 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")  # of damage that does not keep the picture from being read
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise FileError(path, f"is larger than {LARGEST_PICTURE} pixels")
@@ -120,7 +121,7 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     except IsADirectoryError as error:
         raise FileError(path, "is a folder, not a picture") from error
     except UnidentifiedImageError as error:
-        raise FileError(path, "is no picture that can be read", "png, webp and jpeg carry metadata") from error
+        raise FileError(path, "is no picture that can be read", "use a png, webp or jpeg") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise FileError(path, f"cannot be read ({error})") from error
 
@@ -142,12 +143,20 @@ def record_text(path: Path) -> str | None:
 
 
 def read_pixels(path: Path) -> "Image.Image":
-    """The picture, decoded to RGB.
+    """The picture as it is meant to be seen, decoded to RGB: turned as its EXIF says, what is transparent on white.
 
     Raises:
         FileError: no such file, no picture, truncated, or larger than 2^28 pixels.
     """
-    with _opened(path) as image:
+    from PIL import Image, ImageOps
+
+    with _opened(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # sixteen bits of grey, which a plain conversion would clip to white
+            image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
 
 

@@ -28,14 +28,13 @@ from gesso.pipelines.contract import Output, Plan
 from gesso.pipelines.flux_plan import FluxPlanner, guidance_values
 from gesso.pipelines.flux_state import FluxConditioning, FluxDefaults, FluxState, ReadText, TextEncoder
 from gesso.pipelines.latent_preview import LinearPreview
+from gesso.pipelines.planning import chunks
 from gesso.request import GenerationRequest
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-
-_DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
 
 class FluxPipeline:
@@ -193,9 +192,7 @@ class FluxPipeline:
     def decode(self, states: Sequence[FluxState]) -> Iterator[Output]:
         """Finished latents to pictures, as many at once as make about half a megapixel."""
         height, width = states[0].size if states else (1, 1)
-        at_once = max(1, _DECODE_PIXELS // (height * width * self.stride**2))
-        for start in range(0, len(states), at_once):
-            chunk = states[start : start + at_once]
+        for chunk in chunks(states, height * width * self.stride**2):
             with torch.inference_mode():
                 pictures = self._pictures(
                     flux_network.unpack(_join([state.tokens_1LD for state in chunk]), *chunk[0].size)

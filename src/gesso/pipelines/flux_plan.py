@@ -7,22 +7,22 @@ verbs (`flux`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gesso.models import flux_cost
-from gesso.pictures import read_pixels
 from gesso.pipelines.contract import Cost, Plan
 from gesso.pipelines.flux_state import FluxDefaults, TextEncoder, TwoTextEncoders
 from gesso.pipelines.planning import (
     check_edge,
     check_list,
     cut_text,
+    picture_size,
     quoted,
     seed_or_drawn,
+    text_networks,
     unknown_words,
     untrained_size,
     value_or,
@@ -145,12 +145,10 @@ class FluxPlanner:
         assert filled.width is not None and filled.height is not None
         found = list(untrained_size(filled, self.defaults.sizes, self.name))
         if filled.init_image is not None:
-            with read_pixels(Path(filled.init_image)) as image:
-                if image.width * filled.height != image.height * filled.width:
-                    given, painted = f"{image.width}x{image.height}", f"{filled.width}x{filled.height}"
-                    found.append(
-                        f"init_image is {given} and is stretched to {painted}; crop it to keep its proportions"
-                    )
+            width, height = picture_size("init_image", filled.init_image)
+            if width * filled.height != height * filled.width:
+                given, painted = f"{width}x{height}", f"{filled.width}x{filled.height}"
+                found.append(f"init_image is {given} and is stretched to {painted}; crop it to keep its proportions")
         return tuple(found)
 
     def _guidance_warnings(self, request: GenerationRequest, true_guidance: tuple[float, ...]) -> tuple[str, ...]:
@@ -158,6 +156,8 @@ class FluxPlanner:
         given = request.guidance if isinstance(request.guidance, tuple) else (request.guidance,)
         if self.defaults.distilled and not self.embeds_guidance and any(value not in (None, 0, 1) for value in given):
             found.append(f"guidance has no effect: {self.name} is distilled and paints without it")
+        if self.defaults.distilled and not self.embeds_guidance and max(true_guidance) > 1:
+            found.append(f"{self.name} is distilled: true_guidance doubles its work and harms the picture")
         both = request.guidance is not None and request.true_guidance is not None
         if self.guides_truly and both and request.guidance != request.true_guidance:
             found.append(f"true_guidance is taken: it is what guidance means to {self.name}")
@@ -182,26 +182,21 @@ class FluxPlanner:
     def _bytes_each(self) -> int:
         return self._transformer.x_embedder.weight.element_size()
 
-    def _text_networks(self) -> list[nn.Module]:
-        """The networks that the text encoder is, or holds."""
-        held = vars(self._text).values() if not isinstance(self._text, nn.Module) else [self._text]
-        return [part for part in held if isinstance(part, nn.Module)]
-
     def _cost(self, filled: GenerationRequest, true_guidance: tuple[float, ...]) -> Cost:
         """The whole of one picture: texts, given picture, steps, decoding."""
         assert filled.width is not None and filled.height is not None
         texts = 2 if max(true_guidance) > 1 else 1
-        flops = texts * flux_cost.text_flops(self._text_networks(), self._text.max_tokens)
+        flops = texts * flux_cost.text_flops(text_networks(self._text), self._text.max_tokens)
         flops += flux_cost.decode_flops(self._vae, filled.width, filled.height)
         if filled.init_image is not None:
             flops += flux_cost.encode_flops(self._vae, filled.width, filled.height)
-        moved = flux_cost.weight_bytes([*self._text_networks(), self._autoencoder])
+        moved = flux_cost.weight_bytes([*text_networks(self._text), self._autoencoder])
         return sum(self.step_costs(filled, true_guidance), Cost(flops=flops, bytes=float(moved)))
 
     def _peak_bytes(self, filled: GenerationRequest) -> int:
         assert filled.width is not None and filled.height is not None
         each = self._bytes_each
-        weights = flux_cost.weight_bytes([*self._text_networks(), self._transformer, self._autoencoder])
+        weights = flux_cost.weight_bytes([*text_networks(self._text), self._transformer, self._autoencoder])
         stepping = flux_cost.transformer_peak_bytes(self._network, self._tokens(filled), self._text.max_tokens, each)
         return weights + max(stepping, flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each))
 

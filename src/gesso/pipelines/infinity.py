@@ -39,7 +39,15 @@ from gesso.pipelines.infinity_state import (
     join_text,
     split_text,
 )
-from gesso.pipelines.planning import check_list, seed_or_drawn, unknown_words, value_or, without_effect
+from gesso.pipelines.planning import (
+    check_list,
+    chunks,
+    picture_size,
+    seed_or_drawn,
+    unknown_words,
+    value_or,
+    without_effect,
+)
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
 from gesso.sampling.guidance import guide
@@ -48,7 +56,6 @@ _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
 _WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
-_DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
 
 class InfinityPipeline:
@@ -106,7 +113,7 @@ class InfinityPipeline:
         if request.negative:
             tokens = max(tokens, self._check_text("negative", request.negative))
         if request.init_image:
-            read_pixels(Path(request.init_image)).close()
+            picture_size("init_image", request.init_image)
         costs = self._costs(filled, schedule, tokens)
         total = sum(costs, Cost(flops=text_flops(self.config, tokens), bytes=0.0))
         latent = schedule.latent_grids(self.config.patchify)[-1]
@@ -329,9 +336,7 @@ class InfinityPipeline:
     def decode(self, states: Sequence[InfinityState]) -> Iterator[Output]:
         """Finished sums to pictures, as many at once as make about half a megapixel."""
         height, width = states[0].sum_kHW.shape[-2:] if states else (1, 1)
-        at_once = max(1, _DECODE_PIXELS // (height * width * self.autoencoder.config.stride**2))
-        for start in range(0, len(states), at_once):
-            chunk = states[start : start + at_once]
+        for chunk in chunks(states, height * width * self.autoencoder.config.stride**2):
             with torch.inference_mode():
                 pictures = self._pictures(torch.stack([state.sum_kHW for state in chunk]))
             for state, picture in zip(chunk, pictures, strict=True):

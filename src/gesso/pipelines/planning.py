@@ -6,16 +6,22 @@ A family's `plan` says which of these it needs. Not here: anything that only one
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
-from gesso.errors import RequestError
+from torch import nn
+
+from gesso.errors import FileError, RequestError
+from gesso.pictures import read_pixels
 from gesso.request import GenerationRequest
 
 _T = TypeVar("_T")
+_State = TypeVar("_State")
 
 _DRAWN_SEEDS = 2**32
 _LONGEST_QUOTE = 200  # characters
+_DECODED_PIXELS = 1 << 19  # at once
 
 
 class Vocabulary(Protocol):
@@ -91,6 +97,29 @@ def unknown_words(text: Vocabulary, request: GenerationRequest, name: str) -> tu
 def without_effect(request: GenerationRequest, fields: Sequence[str], name: str) -> tuple[str, ...]:
     """Warnings for those of `fields` that are set although the model of that name has no use for them."""
     return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
+
+
+def picture_size(field: str, path: str) -> tuple[int, int]:
+    """Width and height of a picture that a request names, once all of it has been read. Raises FileError."""
+    try:
+        with read_pixels(Path(path)) as picture:
+            return picture.size
+    except FileError as error:
+        raise FileError(f"{field} {error.path}", error.problem, error.hint) from error
+
+
+def text_networks(encoder: object) -> list[nn.Module]:
+    """The networks that an encoder is, or holds."""
+    if isinstance(encoder, nn.Module):
+        return [encoder]
+    return [part for part in getattr(encoder, "__dict__", {}).values() if isinstance(part, nn.Module)]
+
+
+def chunks(states: Sequence[_State], pixels_each: int) -> Iterator[Sequence[_State]]:
+    """Finished states in runs of about half a megapixel, or one by one where a picture alone has more."""
+    at_once = max(1, _DECODED_PIXELS // pixels_each)
+    for start in range(0, len(states), at_once):
+        yield states[start : start + at_once]
 
 
 def quoted(text: str) -> str:

@@ -27,6 +27,7 @@ from gesso.models.s3dit.transformer import Prompt, S3DiT, size_of
 from gesso.pictures import cover_crop, read_pixels
 from gesso.pipelines.contract import Output, Plan
 from gesso.pipelines.latent_preview import LinearPreview
+from gesso.pipelines.planning import chunks
 from gesso.pipelines.z_image_plan import ZImagePlanner
 from gesso.pipelines.z_image_state import (
     EditingTextEncoder,
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 Preview = Callable[[Tensor], Image.Image]
-
-_DECODE_PIXELS = 1 << 19  # pixels decoded at once, unless one picture alone has more
 
 
 class ZImagePipeline:
@@ -94,17 +93,18 @@ class ZImagePipeline:
 
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> list[ZImageConditioning]:
-        """Every text read once for all plans, pictures and steps; a given picture's latent."""
+        """Each text once for all plans, pictures and steps (to edit a picture, once a plan); a given picture's latent."""
         guided = [any(guidance_of_steps(plan.request, self.planner.sigmas(plan.request))) for plan in plans]
         both = list(zip(plans, guided, strict=True))
         if self.defaults.editing:
             prompts = [prompt for plan, doubled in both for prompt in self._editing_prompts(plan.request, doubled)]
+            contexts = iter(self.transformer.read(prompts))
         else:
             texts = [text for plan, doubled in both for text in _texts(plan.request, doubled)]
             different = list(dict.fromkeys(texts))
-            features = dict(zip(different, self.text.features(different), strict=True))
-            prompts = [Prompt([features[text]]) for text in texts]
-        contexts = iter(self.transformer.read(prompts))
+            read = self.transformer.read([Prompt([features_TE]) for features_TE in self.text.features(different)])
+            found = dict(zip(different, read, strict=True))
+            contexts = iter([found[text] for text in texts])
         return [
             ZImageConditioning(
                 prompt=next(contexts),
@@ -203,9 +203,7 @@ class ZImagePipeline:
         """Finished latents to pictures, as many of a size at once as make about half a megapixel."""
         for size, same in groupby(states, key=lambda state: size_of(state.latent_C1hw)):
             run = list(same)
-            at_once = max(1, _DECODE_PIXELS // (size[1] * size[2] * self.planner.stride**2))
-            for start in range(0, len(run), at_once):
-                chunk = run[start : start + at_once]
+            for chunk in chunks(run, size[1] * size[2] * self.planner.stride**2):
                 with torch.inference_mode():
                     pictures = self._pictures(torch.stack([state.latent_C1hw[:, 0] for state in chunk]))
                 for state, picture in zip(chunk, pictures, strict=True):

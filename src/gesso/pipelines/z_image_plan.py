@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gesso.errors import RequestError
 from gesso.models import flux_cost
 from gesso.models.s3dit import cost
 from gesso.models.s3dit.packing import ContextShape, Size
 from gesso.models.s3dit.transformer import S3DiT
-from gesso.pictures import read_pixels
 from gesso.pipelines.contract import Cost, Plan
 from gesso.pipelines.planning import (
     check_edge,
     check_list,
     cut_text,
+    picture_size,
     seed_or_drawn,
+    text_networks,
     unknown_words,
     untrained_size,
     value_or,
@@ -70,7 +70,8 @@ class ZImagePlanner:
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
-        filled = self._filled(request)
+        picture = None if request.init_image is None else picture_size("init_image", request.init_image)
+        filled = self._filled(request, picture)
         if filled.scheduler not in SCHEDULERS:
             hint = f"there is: {', '.join(SCHEDULERS)}"
             raise RequestError("scheduler", filled.scheduler, f"a scheduler of {self.name}", hint)
@@ -81,15 +82,15 @@ class ZImagePlanner:
         check_list(filled, "guidance", len(sigmas_N) - 1, "step")
         guidance = guidance_of_steps(filled, sigmas_N)
         guided = any(guidance)
-        prompt = self._shape(filled, filled.prompt)
-        negative = self._shape(filled, filled.negative) if guided else None
+        prompt = self._shape(filled.prompt, picture)
+        negative = self._shape(filled.negative, picture) if guided else None
         return Plan(
             request=filled,
             steps=len(sigmas_N) - 1,
             cost=self._cost(filled, guidance, prompt, negative),
             peak_bytes=self._peak_bytes(filled, prompt, negative),
             warnings=(
-                *self._warnings(request, filled, guided),
+                *self._warnings(request, filled, guided, picture),
                 *cut_text(self._text, request, self.name),
                 *unknown_words(self._text, request, self.name),
             ),
@@ -136,23 +137,21 @@ class ZImagePlanner:
         """Width and height to which a picture of this size is reduced to be edited, and then cut, in whole tokens."""
         if width * height > _LARGEST_CONDITION:
             factor = math.sqrt(_LARGEST_CONDITION / (width * height))
-            width, height = int(width * factor), int(height * factor)
+            width, height = max(int(width * factor), 1), max(int(height * factor), 1)
         cut = max(width // self.edge, 1) * self.edge, max(height // self.edge, 1) * self.edge
         return (width, height), cut
 
     # ---- blanks and checks ------------------------------------------------------------------------------------------
 
-    def _filled(self, request: GenerationRequest) -> GenerationRequest:
+    def _filled(self, request: GenerationRequest, picture: tuple[int, int] | None) -> GenerationRequest:
+        """Without blanks; a picture that is edited lends its size. `picture` is the given one's width and height."""
         defaults = self.defaults
-        width, height, strength = request.width, request.height, None
-        if request.init_image is not None:
-            with read_pixels(Path(request.init_image)) as image:
-                if defaults.editing and (width is None or height is None):
-                    _, (across, down) = self.condition_sizes(image.width, image.height)
-                    width, height = value_or(width, across), value_or(height, down)
-            strength = (
-                request.init_strength if defaults.editing else value_or(request.init_strength, defaults.init_strength)
-            )
+        width, height, strength = request.width, request.height, request.init_strength
+        if picture is not None and defaults.editing:
+            across, down = self._checked_condition(request, picture)
+            width, height = value_or(width, across), value_or(height, down)
+        elif picture is not None:
+            strength = value_or(strength, defaults.init_strength)
         width, height = value_or(width, defaults.width), value_or(height, defaults.height)
         positions = self._config.axes_lens
         for field, pixels, most in (("width", width, positions[2]), ("height", height, positions[1])):
@@ -171,15 +170,34 @@ class ZImagePlanner:
             }
         )
 
+    def _checked_condition(self, request: GenerationRequest, picture: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the picture as it is edited. Raises RequestError where it has more places than there are.
+
+        Features of pictures are placed by latent cells, the pictures themselves by tokens.
+        """
+        _, (across, down) = self.condition_sizes(*picture)
+        pixels_each = self.edge if self._pictures is None else self.stride
+        for pixels, places in ((across, self._config.axes_lens[2]), (down, self._config.axes_lens[1])):
+            if pixels > places * pixels_each:
+                allowed = f"at most {places * pixels_each} pixels along an edge for {self.name}"
+                raise RequestError("init_image", request.init_image, allowed, f"it has {pixels}; crop it")
+        return across, down
+
     # ---- warnings ---------------------------------------------------------------------------------------------------
 
-    def _warnings(self, request: GenerationRequest, filled: GenerationRequest, guided: bool) -> tuple[str, ...]:
+    def _warnings(
+        self, request: GenerationRequest, filled: GenerationRequest, guided: bool, picture: tuple[int, int] | None
+    ) -> tuple[str, ...]:
         defaults = self.defaults
+        assert filled.width is not None and filled.height is not None
         found = list(untrained_size(filled, defaults.sizes, self.name))
         if defaults.distilled and guided:
-            found.append(
-                f"{self.name} is distilled to paint without guidance, which doubles the work and harms the picture"
-            )
+            found.append(f"{self.name} is distilled: guidance doubles its work and harms the picture")
+        elif isinstance(request.guidance, float) and 0 < request.guidance < 1:
+            found.append("guidance has no effect unless it is above 1")
+        if picture is not None and not defaults.editing and picture[0] * filled.height != picture[1] * filled.width:
+            given, painted = f"{picture[0]}x{picture[1]}", f"{filled.width}x{filled.height}"
+            found.append(f"init_image is {given} and is cut to the proportions of {painted}")
         if request.negative and not guided:
             found.append("negative has no effect unless guidance is above 1")
         unused = (*_UNUSED, "init_strength") if defaults.editing else _UNUSED
@@ -191,15 +209,14 @@ class ZImagePlanner:
     def _bytes_each(self) -> int:
         return torch.finfo(self._transformer.dtype).bits // 8
 
-    def _shape(self, request: GenerationRequest, prompt: str) -> ContextShape:
+    def _shape(self, prompt: str, picture: tuple[int, int] | None) -> ContextShape:
         """Of the context that a prompt will make; of an edited picture's features, the most there may be."""
         tokens = min(self._text.count(prompt), self._text.max_tokens)
         if not self.defaults.editing:
             return ContextShape(captions=(tokens,))
-        if request.init_image is None:
+        if picture is None:
             return ContextShape(captions=(tokens,), editing=True)
-        with read_pixels(Path(request.init_image)) as image:
-            _, (width, height) = self.condition_sizes(image.width, image.height)
+        _, (width, height) = self.condition_sizes(*picture)
         return ContextShape(
             captions=(_TEMPLATE_PIECE, tokens, _TEMPLATE_PIECE),
             conditions=((1, height // self.stride, width // self.stride),),
@@ -217,7 +234,7 @@ class ZImagePlanner:
         """The whole of one picture: texts, given picture, steps, decoding."""
         assert filled.width is not None and filled.height is not None
         contexts = [prompt] if negative is None else [prompt, negative]
-        networks = _networks(self._text)
+        networks = text_networks(self._text)
         flops = flux_cost.decode_flops(self._vae, filled.width, filled.height)
         for context in contexts:
             flops += flux_cost.text_flops(networks, sum(context.captions))
@@ -238,13 +255,6 @@ class ZImagePlanner:
         each = next(self._autoencoder.parameters()).element_size()
         decoding = flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each)
         weights = flux_cost.weight_bytes(
-            [*_networks(self._text), *_networks(self._pictures), self._transformer, self._autoencoder]
+            [*text_networks(self._text), *text_networks(self._pictures), self._transformer, self._autoencoder]
         )
         return weights + max(stepping, decoding)
-
-
-def _networks(encoder: object) -> list[nn.Module]:
-    """The networks that an encoder is, or holds."""
-    if isinstance(encoder, nn.Module):
-        return [encoder]
-    return [part for part in getattr(encoder, "__dict__", {}).values() if isinstance(part, nn.Module)]

@@ -44,7 +44,7 @@ class PictureEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftRule:
-    """How the schedule bends towards noise: by `shift`, or, where `dynamic`, by more for pictures of more tokens.
+    """How the schedule bends towards noise: by `shift`, or, with dynamic shifting, by more for pictures of more tokens.
 
     The names are those of `scheduler_config.json`.
     """

@@ -122,7 +122,7 @@ def make_scheduler(
     scheduler.set_begin_index(skipped)
     timesteps_N = scheduler.timesteps[skipped:]
     if not len(timesteps_N):
-        raise RequestError("init_strength", strength, f"enough to leave one of {steps} steps", "raise it, or the steps")
+        raise RequestError("init_strength", strength, f"enough to leave one of {steps} steps", "raise it")
     return scheduler, timesteps_N
 
 

@@ -255,7 +255,7 @@ def test_pictures_of_a_set_from_a_given_picture_are_those_made_alone(
 
 
 def test_many_large_pictures_are_decoded_in_parts(pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gesso.pipelines.flux._DECODE_PIXELS", 64 * 64 * 2)
+    monkeypatch.setattr("gesso.pipelines.planning._DECODED_PIXELS", 64 * 64 * 2)
     plan = pipeline.plan(request(num_images=5, steps=1))
     (conditioning,) = pipeline.encode([plan])
     states = [pipeline.begin(plan, conditioning, image) for image in range(5)]

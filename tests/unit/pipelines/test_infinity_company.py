@@ -153,7 +153,7 @@ def test_large_sets_are_decoded_in_parts(pipeline: InfinityPipeline, monkeypatch
     while states[0].remaining:
         pipeline.step(states)
     together = [output.image.tobytes() for output in pipeline.decode(states)]
-    monkeypatch.setattr("gesso.pipelines.infinity._DECODE_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr("gesso.pipelines.planning._DECODED_PIXELS", 3 * 32 * 32)
     parted = list(pipeline.decode(states))
     assert [output.seed for output in parted] == [request.seed for request in REQUESTS]
     for part, whole in zip(parted, together, strict=True):

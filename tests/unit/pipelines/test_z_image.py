@@ -292,7 +292,7 @@ def test_previews_show_where_it_goes(pipeline: ZImagePipeline) -> None:
 def test_decoded_in_parts_as_at_once(pipeline: ZImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     states = [alone(pipeline, request) for request in REQUESTS[:4]]
     together = [np.asarray(output.image).astype(int) for output in pipeline.decode(states)]
-    monkeypatch.setattr("gesso.pipelines.z_image._DECODE_PIXELS", 1)
+    monkeypatch.setattr("gesso.pipelines.planning._DECODED_PIXELS", 1)
     parted = [np.asarray(output.image).astype(int) for output in pipeline.decode(states)]
     assert all(abs(one - other).max() <= 1 for one, other in zip(together, parted, strict=True))
     assert list(pipeline.decode([])) == []

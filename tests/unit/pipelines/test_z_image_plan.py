@@ -95,8 +95,9 @@ def _warned(pipeline: ZImagePipeline, **fields: object) -> str:
 def test_warnings(pipeline: ZImagePipeline, tmp_path: Path) -> None:
     turbo = tiny_pipeline(replace(TURBO, width=64, height=64))
     assert _warned(pipeline) == _warned(turbo) == ""
-    assert "distilled to paint without guidance" in _warned(turbo, guidance=3.0)
+    assert "is distilled: guidance doubles its work" in _warned(turbo, guidance=3.0)
     assert _warned(turbo, guidance=1.0) == ""
+    assert "no effect unless it is above 1" in _warned(turbo, guidance=0.5)
     assert "negative has no effect" in _warned(turbo, negative="blue")
     assert _warned(pipeline, negative="blue") == ""
     assert "no use for temperature" in _warned(pipeline, temperature=0.5)
@@ -110,6 +111,19 @@ def test_warnings(pipeline: ZImagePipeline, tmp_path: Path) -> None:
     given = {"init_image": str(tmp_path / "given.png")}
     assert _warned(editor, **given) == ""
     assert "no use for init_strength" in _warned(editor, **given, init_strength=0.5)
+    assert _warned(pipeline, **given) == ""
+    assert "init_image is 32x32 and is cut to the proportions of 64x32" in _warned(pipeline, **given, height=32)
+
+
+def test_a_picture_with_more_places_than_the_network_has(tmp_path: Path) -> None:
+    """Refused before it meets others: all pictures of the model share their steps."""
+    Image.new("RGB", (1024, 64)).save(tmp_path / "long.png")
+    Image.new("RGB", (2_000_000, 1)).save(tmp_path / "line.png")
+    editor = tiny_pipeline(replace(EDIT, width=64, height=64), text=tiny_text())
+    for name in ("long.png", "line.png"):
+        with pytest.raises(RequestError, match="pixels along an edge") as caught:
+            editor.plan(ask(init_image=str(tmp_path / name), width=64, height=64))
+        assert caught.value.field == "init_image"
 
 
 def test_what_is_cut_is_quoted(pipeline: ZImagePipeline) -> None:

@@ -3,7 +3,7 @@
 Made once a company of samples, from numbers alone; the network then only gathers. Tokens of all samples lie one after
 another, so that linears and norms waste nothing; attention runs over each group of equally long samples, without a
 mask, so that nothing can leak. Where all samples are equally long, rows are a plain batch.
-Not here: positions (`packing`), tensors of samples (`context`).
+Not here: positions (`packing`), tensors of samples (`transformer`).
 Shapes: B rows of n tokens: one a sample where all are equally long, else one row of all tokens.
 """
 
