@@ -93,7 +93,7 @@ class ZImagePipeline:
 
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> list[ZImageConditioning]:
-        """Each text once for all plans, pictures and steps (to edit a picture, once a plan); a given picture's latent."""
+        """Each text once for all plans and pictures (to edit one, once a plan); the latent of a given picture."""
         guided = [any(guidance_of_steps(plan.request, self.planner.sigmas(plan.request))) for plan in plans]
         both = list(zip(plans, guided, strict=True))
         if self.defaults.editing:
