@@ -62,6 +62,20 @@ def ready_folder(path: Path) -> Path:
     return path
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name below a folder: the one guard against names that lead out of it.
+
+    Raises:
+        FileError: the name is absolute, or climbs out of the folder by itself or by a link.
+    """
+    path = folder / name
+    try:
+        path.resolve().relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError) as error:
+        raise FileError(folder, f"is asked for {name}, which does not lie in it") from error
+    return path
+
+
 def free_name(path: Path) -> Path:
     """`path` if nothing is there, else the first of "name-2.png", "name-3.png", … that is free."""
     candidate, number = path, 1

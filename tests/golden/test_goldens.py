@@ -34,7 +34,7 @@ def test_every_kind_of_z_image_is_among_them() -> None:
     networks = {f"{part}_{what}" for part in ("tiny_transformer", "tiny_vae") for what in ("weights", "io")}
     parts = {"attention", "embeddings", "scheduler", "text_features", "loops"}
     names = {"names ZImageTransformer2DModel", "names AutoencoderKL"}
-    assert kinds == networks | parts | names | {"wide_transformer_io", "omni_transformer_io"}
+    assert kinds == networks | parts | names | {"manifest-cases", "wide_transformer_io", "omni_transformer_io"}
 
 
 def test_a_seed_draws_what_the_reference_drew() -> None:

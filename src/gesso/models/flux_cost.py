@@ -1,8 +1,8 @@
 """What FLUX costs: floating-point operations and bytes, counted from diffusers' configurations of its networks.
 
-Here: the transformer, and what Z-Image has in common with it: the KL autoencoder, a rough count for text encoders. A multiply-add counts as two
-operations; norms, activations and softmax are left out (below 1 %). Every activation that a matrix product reads or
-writes counts as moved once. Not here: what a request adds up to (`pipelines/flux_plan`).
+Here: the transformer, and what Z-Image has in common with it, the KL autoencoder and a rough count for text encoders.
+A multiply-add counts as two operations; norms, activations and softmax are left out (below 1 %). Every activation that
+a matrix product reads or writes counts as moved once. Not here: what a request adds up to (`pipelines/flux_plan`).
 """
 
 from __future__ import annotations

@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gesso.errors import WeightsError
+from gesso.files import inside
+from gesso.weights.checksums import Findings
 
 NAME = "manifest.json"
+_MISSING = "is missing"
 SHARED = Path(__file__).parent.parent / "zoo" / "shared"
 
 
@@ -37,27 +41,68 @@ def make(folder: Path, shared: Mapping[str, str] | None = None) -> dict[str, dic
     return listed
 
 
+def names(folder: Path) -> tuple[str, ...]:
+    """All files that a folder's manifest lists. Raises WeightsError where it has none."""
+    try:
+        listed = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return tuple(str(name) for name in dict(listed))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(folder, detail=f"{NAME} is missing or damaged") from error
+
+
 def verify(folder: Path, names: tuple[str, ...]) -> str:
     """Check these files against the manifest and return one digest for all of them.
 
     Raises WeightsError that names each file that is missing, short or altered.
     """
-    try:
-        listed = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        wanted = {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in names}
-        shared = {name for name in names if listed[name].get("shared") is True}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(folder, detail=f"{NAME} is missing or does not list {', '.join(names)}") from error
-    problems = []
-    for name, (size, sha256) in wanted.items():
-        path = shared_path(sha256) if name in shared else folder / name
-        name = f"{name} (shared: {path})" if name in shared else name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {size}")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            problems.append(f"{name} was altered")
+    wanted = _wanted(folder, names)
+    problems = [f"{file.name} {problem}" for file in wanted if (problem := file.problem())]
     if problems:
         raise WeightsError(folder, detail="; ".join(problems))
-    return hashlib.sha256("".join(digest for _, digest in wanted.values()).encode()).hexdigest()
+    return hashlib.sha256("".join(file.sha256 for file in wanted).encode()).hexdigest()
+
+
+def findings(folder: Path, names: tuple[str, ...], *, contents: bool) -> Findings:
+    """The same as an answer; without `contents` files only have to be there, and as long as they should be."""
+    problems = {file.name: file.problem(contents=contents) for file in _wanted(folder, names)}
+    missing = tuple(name for name, problem in problems.items() if problem == _MISSING)
+    return Findings(
+        missing=missing, altered=tuple(n for n, problem in problems.items() if problem and n not in missing)
+    )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file as the manifest has it."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+    def problem(self, *, contents: bool = True) -> str:
+        """What is wrong with it, "" if nothing is."""
+        if not self.path.is_file():
+            return _MISSING
+        if self.path.stat().st_size != self.size:
+            return f"has {self.path.stat().st_size} bytes, not {self.size}"
+        if contents and hashlib.sha256(self.path.read_bytes()).hexdigest() != self.sha256:
+            return "was altered"
+        return ""
+
+
+def _wanted(folder: Path, names: tuple[str, ...]) -> list[_Listed]:
+    """These files as the manifest has them. Raises WeightsError where it does not."""
+    found = []
+    try:
+        listed = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        for name in names:
+            size, sha256 = int(listed[name]["bytes"]), str(listed[name]["sha256"])
+            if listed[name].get("shared") is True:
+                path = shared_path(sha256)
+                found.append(_Listed(f"{name} (shared: {path})", path, size, sha256))
+            else:
+                found.append(_Listed(name, inside(folder, name), size, sha256))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(folder, detail=f"{NAME} is missing or does not list {', '.join(names)}") from error
+    return found

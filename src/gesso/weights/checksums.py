@@ -1,0 +1,129 @@
+"""Lists of files with their MD5, as Z-Image's authors ship them: read, written, and held against a folder.
+
+A line is "<32 hex digits> <path>", "<path> <digits>" or "<path>" alone; "#" begins a comment; lines of three words or
+more are passed over, and told. MD5 tells damaged files from whole ones, and proves nothing about who made them.
+Not here: the manifest of our own layout, with SHA-256 (`manifest`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gesso.errors import FileError
+from gesso.files import inside
+
+NAME = "manifest.txt"
+SHIPPED = Path(__file__).parent / "lists"
+"""Lists of published models, `<catalogue name>.txt`."""
+
+ESSENTIAL = (
+    "model_index.json",
+    "transformer/config.json",
+    "transformer/*.safetensors*",
+    "vae/config.json",
+    "vae/*.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/*.safetensors*",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+)
+"""What of a folder in diffusers' layout a list is made of."""
+
+_DIGEST = re.compile(r"[0-9a-fA-F]{32}")
+_WORDS_A_LINE = 2
+_LARGEST = 1 << 20  # bytes of a list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checksums:
+    """MD5 by path, None where only the file must be there; and lines that were passed over."""
+
+    digests: Mapping[str, str | None]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Paths that are missing, and those whose content is another."""
+
+    missing: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
+
+    @property
+    def fine(self) -> bool:
+        return not (self.missing or self.altered)
+
+
+def parse(text: str) -> Checksums:
+    """A list as it was written. A later line about the same path counts."""
+    digests: dict[str, str | None] = {}
+    skipped: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) > _WORDS_A_LINE:
+            skipped.append(line.strip())
+        elif len(words) == 1:
+            digests[words[0]] = None
+        elif _DIGEST.fullmatch(words[0]):
+            digests[words[1]] = words[0]
+        else:
+            digests[words[0]] = words[1]
+    return Checksums(digests=digests, skipped=tuple(skipped))
+
+
+def read(path: Path) -> Checksums:
+    """A list from a file. Raises FileError where it cannot be read, or is no text."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise FileError(path, f"is larger than {_LARGEST} bytes, so it is no list of checksums")
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
+    except UnicodeDecodeError as error:
+        raise FileError(path, "is no text, so it is no list of checksums") from error
+
+
+def write(digests: Mapping[str, str | None]) -> str:
+    """The list as text, a file a line. Raises FileError for a path with blanks, which no line can hold."""
+    for name in digests:
+        if len(name.split()) != 1:
+            raise FileError(name, "has blanks in its path, which a list of checksums cannot hold", "rename it")
+    return "".join(f"{digest}  {name}\n" if digest else f"{name}\n" for name, digest in digests.items())
+
+
+def make(folder: Path, patterns: Sequence[str] = ESSENTIAL) -> dict[str, str | None]:
+    """MD5 of every file of a folder that a pattern names, in order of path. Raises FileError."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): md5(path) for path in found}
+
+
+def check(folder: Path, listed: Checksums, *, contents: bool = True, case_matters: bool = False) -> Findings:
+    """Hold a folder against a list; without `contents` files only have to be there.
+
+    `case_matters` is how Z-Image's own code compares: digests in capitals then differ from the same in small letters.
+    Raises FileError for a path that leads out of the folder, or a file that cannot be read.
+    """
+    missing, altered = [], []
+    for name, digest in listed.digests.items():
+        path = inside(folder, name)
+        if not path.is_file():
+            missing.append(name)
+        elif contents and digest is not None and md5(path) != (digest if case_matters else digest.lower()):
+            altered.append(name)
+    return Findings(missing=tuple(missing), altered=tuple(altered))
+
+
+def md5(path: Path) -> str:
+    """Of a file, in small letters. Raises FileError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error

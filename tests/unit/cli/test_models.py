@@ -1,0 +1,80 @@
+"""`gesso models verify` and `manifest`: every missing and altered file by name, and nothing replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gesso.weights.catalogue import ZOO
+from tests.unit.cli.running import call
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder in diffusers' layout, as far as verifying looks."""
+    folder = tmp_path / "model"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
+    (folder / "vae/config.json").write_text("{}")
+    (folder / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_model_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = call(capsys, "models", "verify", "infinity-nano")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "all whole" in outcome.out
+
+
+def test_a_model_of_our_own_layout(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ZOO / "infinity-nano", tmp_path / "mine"))
+    (folder / "transformer.safetensors").unlink()
+    with (folder / "config.json").open("a") as file:
+        file.write(" ")
+    outcome = call(capsys, "models", "verify", folder, "--json")
+    assert outcome.status == 1
+    line = json.loads(outcome.out)
+    assert (line["missing"], line["altered"]) == (["transformer.safetensors"], ["config.json"])
+    (folder / "manifest.json").unlink()
+    assert "manifest.json is missing" in call(capsys, "models", "verify", folder).error
+
+
+def test_a_list_is_made_and_held_against(capsys: pytest.CaptureFixture[str], published: Path) -> None:
+    assert "make one while the model is whole" in call(capsys, "models", "verify", published).error
+    assert call(capsys, "models", "manifest", published).out == f"{published / 'manifest.txt'}: 3 files\n"
+    before = (published / "manifest.txt").read_bytes()
+    assert "3 files, all whole" in call(capsys, "models", "verify", published).out
+    (published / "vae/config.json").write_text("[]")
+    (published / "vae/diffusion_pytorch_model.safetensors").unlink()
+    outcome = call(capsys, "models", "verify", published)
+    assert outcome.status == 1
+    assert outcome.out == "missing: vae/diffusion_pytorch_model.safetensors\naltered: vae/config.json\n"
+    quick = call(capsys, "models", "verify", published, "--quick")
+    assert quick.out == "missing: vae/diffusion_pytorch_model.safetensors\n"
+    assert "is there already" in call(capsys, "models", "manifest", published).error
+    assert (published / "manifest.txt").read_bytes() == before
+
+
+def test_lists_and_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], published: Path) -> None:
+    other = published.parent / "list.txt"
+    other.write_text("one two three\n")
+    assert "one two three" in call(capsys, "models", "verify", published, "--list", other).error
+    other.write_text(f"{'0' * 32} ../../secret\n")
+    assert "does not lie in it" in call(capsys, "models", "verify", published, "--list", other).error
+    assert "no such list" in call(capsys, "models", "verify", published, "--list", "none.txt").error
+    empty = published.parent / "empty"
+    empty.mkdir()
+    assert "holds no model" in call(capsys, "models", "manifest", empty).error
+    assert "no such folder" in call(capsys, "models", "manifest", empty / "none").error
+    assert list(empty.iterdir()) == []
+
+
+def test_a_published_model_that_is_not_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its list ships with gesso, so its files can be named before they are fetched."""
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    assert "fetch it first: hf download" in call(capsys, "models", "verify", "z-image-turbo").error
