@@ -6,14 +6,14 @@ Shapes: T tokens of a prompt, E = 2048.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gesso.errors import FileError, MissingError, WeightsError
+from gesso.models.transformers_parts import quiet
 
 _LENGTH = 512
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
@@ -32,7 +32,7 @@ class FlanT5:
         try:
             from transformers import AutoTokenizer, T5EncoderModel
 
-            with _quiet():
+            with quiet():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
                 model, loading = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                     folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -77,18 +77,3 @@ class FlanT5:
         features_BTE = self._model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [row[:length].float() for row, length in zip(features_BTE, lengths, strict=True)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and reports on stderr: what is wrong with a folder is raised."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gesso.errors import MissingError
+from gesso.models.diffusers_parts import flux_transformer
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -64,11 +64,7 @@ class FluxConfig:
 
 def build(config: FluxConfig) -> FluxTransformer2DModel:
     """The network with fresh weights. Raises MissingError without diffusers."""
-    try:
-        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-    except ImportError as error:
-        raise MissingError("diffusers, which holds FLUX's network,", "pip install 'gesso[diffusion]'") from error
-    return FluxTransformer2DModel(**asdict(config))
+    return flux_transformer()(**asdict(config))
 
 
 @torch.no_grad()

@@ -7,15 +7,16 @@ Shapes: B prompts, T tokens (512, or 256 for schnell), E = 4096 of T5-XXL, P = 7
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gesso.errors import FileError, MissingError, WeightsError
+from gesso.errors import MissingError
+from gesso.models.diffusers_parts import INSTALL
+from gesso.models.transformers_parts import check_tokenizer, quiet, read_network, read_tokenizer
 
 _TOKENIZERS = {
     "tokenizer": ("tokenizer.json", "vocab.json"),
@@ -43,7 +44,8 @@ class FluxText(nn.Module):
     @property
     def pooled_tokens(self) -> int:
         """The most tokens that CLIP reads, its two marks included."""
-        return self._clip_tokenizer.model_max_length
+        clip: Any = self.clip.config
+        return int(min(self._clip_tokenizer.model_max_length, clip.max_position_embeddings))
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -94,70 +96,17 @@ def load_flux_text(folder: Path, *, device: str, dtype: torch.dtype, length: int
     try:
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
     except ImportError as error:
-        command = "pip install 'gesso[diffusion]'"
-        raise MissingError("transformers, which reads prompts for this model,", command) from error
-    with _quiet():
-        tokenizers = {name: _tokenizer(AutoTokenizer, folder / name, files) for name, files in _TOKENIZERS.items()}
-        clip = _network(CLIPTextModel, folder / "text_encoder", dtype, weights)
-        t5 = _network(T5EncoderModel, folder / "text_encoder_2", dtype, weights)
-    text = FluxText(
-        clip=clip,
-        t5=t5,
-        clip_tokenizer=tokenizers["tokenizer"],
-        t5_tokenizer=tokenizers["tokenizer_2"],
-        length=length,
-    )
-    return (text.to(device) if weights else text).eval().requires_grad_(False)
-
-
-def _tokenizer(automatic: Any, folder: Path, files: tuple[str, ...]) -> Any:
-    if not any((folder / name).is_file() for name in files):  # transformers would make up an empty one
-        raise FileError(folder, f"holds no tokenizer ({' or '.join(files)})", "fetch it again")
-    try:
-        return automatic.from_pretrained(folder, local_files_only=True)
-    except (MemoryError, RuntimeError):  # says nothing about the folder
-        raise
-    except Exception as error:  # whatever its many readers raise for files that are damaged
-        raise FileError(folder, f"holds no tokenizer that can be read ({_reason(error)})", "fetch it again") from error
-
-
-def _network(kind: Any, folder: Path, dtype: torch.dtype, weights: bool) -> nn.Module:
-    """An encoder of transformers, strictly filled; on the meta device without `weights`."""
-    if not (folder / "config.json").is_file():  # transformers would take its own defaults
-        raise FileError(folder, "holds no config.json", "fetch it again")
-    try:
-        config = kind.config_class.from_pretrained(folder, local_files_only=True)
-        if kind.__name__ not in (config.architectures or [kind.__name__]):
-            raise FileError(folder, f"holds {', '.join(config.architectures)}, not {kind.__name__}", "fetch it again")
-        if not weights:
-            with torch.device("meta"):
-                return kind(config).to(dtype)
-        if not any(folder.glob("*.safetensors")):
-            raise FileError(folder, "holds no .safetensors", "other formats are not read; fetch it again")
-        network, loading = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+        raise MissingError("transformers, which reads prompts for this model,", INSTALL) from error
+    with quiet():
+        clip_tokenizer, t5_tokenizer = (
+            read_tokenizer(AutoTokenizer, folder / name, files) for name, files in _TOKENIZERS.items()
         )
-    except (FileError, MemoryError, RuntimeError):
-        raise
-    except Exception as error:  # whatever its many readers raise for a folder that is damaged or of something else
-        raise WeightsError(folder, detail=f"no {kind.__name__} can be read ({_reason(error)})") from error
-    _refuse_misfits(folder, loading)
-    return network
-
-
-def _refuse_misfits(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Raise WeightsError for what transformers has filled with random numbers, or left over."""
-    mismatched = sorted(
-        f"{name}: {tuple(found)} where {tuple(wanted)} is wanted" for name, found, wanted in loading["mismatched_keys"]
-    )
-    missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
-    if missing or unexpected or mismatched:
-        raise WeightsError(folder, missing=missing, unexpected=unexpected, mismatched=mismatched)
+        clip: Any = read_network(CLIPTextModel, folder / "text_encoder", dtype, weights=weights)
+        t5: Any = read_network(T5EncoderModel, folder / "text_encoder_2", dtype, weights=weights)
+    check_tokenizer(clip_tokenizer, folder / "tokenizer", clip.config.vocab_size, pads=True)
+    check_tokenizer(t5_tokenizer, folder / "tokenizer_2", t5.config.vocab_size, pads=True)
+    text = FluxText(clip=clip, t5=t5, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer, length=length)
+    return (text.to(device) if weights else text).eval().requires_grad_(False)
 
 
 def _ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -169,22 +118,3 @@ def _tail(tokenizer: Any, prompt: str, length: int) -> str:
     """What truncation to `length` tokens drops: the last kept token is the end mark's."""
     ids = _ids(tokenizer, prompt)
     return tokenizer.decode(ids[length - 1 : -1], skip_special_tokens=True).strip() if len(ids) > length else ""
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and reports on stderr: what is wrong with a folder is raised."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()

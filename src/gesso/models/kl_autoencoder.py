@@ -9,16 +9,19 @@ Shapes: B pictures, C latent channels, H W pixels, h w latent cells.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
-from gesso.errors import MissingError
+from gesso.models.diffusers_parts import autoencoder_kl
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,8 @@ class KLAutoencoderConfig:
                 raise ValueError(f"{name} must be at least 1")
         if not self.widths or any(width < 1 or width % self.groups for width in self.widths):
             raise ValueError(f"every one of widths must be a multiple of {self.groups} groups")
-        if not self.scaling_factor > 0:
-            raise ValueError("scaling_factor must be above 0")
+        if problem := scaling_problem(self.scaling_factor, self.shift_factor):
+            raise ValueError(problem)
 
     @property
     def stride(self) -> int:
@@ -50,15 +53,23 @@ class KLAutoencoderConfig:
         return 2 ** (len(self.widths) - 1)
 
 
+def scaling_problem(scaling_factor: object, shift_factor: object) -> str:
+    """What keeps latents from being scaled by these, "" if nothing does; a shift of None is none."""
+    if not _is_number(scaling_factor) or not scaling_factor > 0:
+        return f"scaling_factor {json.dumps(scaling_factor)} is not a finite number above 0"
+    if shift_factor is not None and not _is_number(shift_factor):
+        return f"shift_factor {json.dumps(shift_factor)} is not a finite number"
+    return ""
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
 def build(config: KLAutoencoderConfig) -> AutoencoderKL:
     """The network with fresh weights. Raises MissingError without diffusers."""
-    try:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    except ImportError as error:
-        command = "pip install 'gesso[diffusion]'"
-        raise MissingError("diffusers, which holds this model's autoencoder,", command) from error
     levels = len(config.widths)
-    return AutoencoderKL(
+    return autoencoder_kl()(
         down_block_types=("DownEncoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
         up_block_types=("UpDecoderBlock2D",) * levels,  # pyright: ignore[reportArgumentType]
         block_out_channels=config.widths,  # pyright: ignore[reportArgumentType]

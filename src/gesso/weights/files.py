@@ -7,63 +7,92 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gesso.errors import FileError, WeightsError
 
 _PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+_SAFETENSORS_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_ADVICE = "weights_only"  # in what torch says of a pickle with code in it
 
 
-def read_tensors(path: Path, keys: tuple[str, ...] = (), dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, keys: tuple[str, ...] = (), dtype: torch.dtype | None = None, *, pickles: bool = True
+) -> dict[str, Tensor]:
     """All tensors of a file, or of a folder that holds an index of shards or files without one.
 
     `keys` are names that a `.pth` may wrap its state dict in, tried in order ("vae", "ema"). `dtype` is what numbers
-    are cast to, shard by shard, so that a large model is never here twice.
-    Raises FileError for a missing or foreign file, WeightsError for a truncated one.
+    are cast to, tensor by tensor, so that a large model is never here twice. Without `pickles` only safetensors are
+    read.
+    Raises FileError for a missing or foreign file and for shards that contradict each other, WeightsError for a
+    truncated one.
     """
     if path.is_dir():
-        return _read_folder(path, dtype)
-    state = _read_file(path, keys)
-    if dtype is None:
-        return state
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-
-
-def _read_file(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
+        return _read_folder(path, dtype, pickles)
     if not path.is_file():
         raise FileError(path, "no such file", "name a .safetensors or .pth file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in _PICKLES:
-        return _read_pickle(path, keys)
-    raise FileError(path, "not a file of weights", "name a .safetensors or .pth file")
+        return _read_safetensors(path, dtype)
+    if pickles and path.suffix in _PICKLES:
+        return {name: _cast(value, dtype) for name, value in _read_pickle(path, keys).items()}
+    raise FileError(path, "not a file of weights", f"name a .safetensors{' or .pth' if pickles else ''} file")
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a folder of safetensors that others read: with an index that leads elsewhere, or files that are absent.
+
+    Raises FileError.
+    """
+    for shard in _shards(folder, pickles=False)[0]:
+        if not shard.is_file():
+            raise FileError(shard, "no such file", "fetch it again")
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
     """Put tensors into a network, strictly: every name, every shape, nothing left over.
 
     The network may be on the meta device; it takes the tensors themselves then, and no memory is used twice.
-    Raises WeightsError that names what is missing, unexpected or of the wrong shape.
+    Raises WeightsError that names what is missing, unexpected, of the wrong shape or made of other numbers.
     """
     wanted = network.state_dict()
     missing = tuple(name for name in wanted if name not in state)
     unexpected = tuple(name for name in state if name not in wanted)
     mismatched = tuple(
-        f"{name}: {tuple(state[name].shape)} where {tuple(value.shape)} is wanted"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
+        f"{name}: {problem}" for name, value in wanted.items() if (problem := _mismatch(state.get(name), value))
     )
     if missing or unexpected or mismatched:
         raise WeightsError(source, missing=missing, unexpected=unexpected, mismatched=mismatched)
     network.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def _mismatch(found: Tensor | None, wanted: Tensor) -> str:
+    """Why a tensor cannot stand for another, "" if it can."""
+    if found is None:
+        return ""
+    if found.shape != wanted.shape:
+        return f"{tuple(found.shape)} where {tuple(wanted.shape)} is wanted"
+    if found.is_floating_point() != wanted.is_floating_point():
+        return f"{_name(found.dtype)} where {_name(wanted.dtype)} is wanted"
+    return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def files_of(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """Every file of the parts of a model, each a file or a folder, in order of their names."""
+    paths = [folder / part for part in parts]
+    return sorted(path for part in paths for path in (part.rglob("*") if part.is_dir() else [part]) if path.is_file())
 
 
 def digest(paths: list[Path]) -> str:
@@ -76,9 +105,14 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value if dtype is None or not value.is_floating_point() else value.to(dtype)
+
+
+def _read_safetensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: _cast(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(path, detail=f"truncated or not safetensors ({error})") from error
 
@@ -91,6 +125,8 @@ def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # bytes of any kind make torch's reader raise nearly anything
+        if _ADVICE in str(error):  # to read it all the same, which would execute what it holds
+            raise WeightsError(path, detail="holds more than tensors; nothing was executed") from error
         first = str(error).partition("\n")[0]
         raise WeightsError(path, detail=f"truncated, or holds more than tensors ({first})") from error
     for key in keys:
@@ -102,29 +138,78 @@ def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _read_folder(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A sharded folder by its index; without one, every safetensors file in it."""
-    indexes = sorted(folder.glob("*.index.json"))
-    if indexes:
-        names = sorted(set(_weight_map(indexes[0]).values()))
-        shards = [folder / Path(name).name for name in names]
-    else:
-        shards = sorted(folder.glob("*.safetensors")) or sorted(
-            path for path in folder.iterdir() if path.suffix in _PICKLES
-        )
-    if not shards:
-        raise FileError(folder, "holds no weights", "name a folder with .safetensors files")
+def _read_folder(folder: Path, dtype: torch.dtype | None, pickles: bool) -> dict[str, Tensor]:
+    """A folder's tensors: those of the shards that its index lists or, without one, of every file of weights in it."""
+    shards, listed = _shards(folder, pickles)
     state: dict[str, Tensor] = {}
+    holders: dict[str, str] = {}
     for shard in shards:
-        state |= read_tensors(shard, dtype=dtype)
+        for name, value in read_tensors(shard, dtype=dtype, pickles=pickles).items():
+            if listed.get(name, shard.name) != shard.name:
+                continue  # the index means another shard's
+            if name in holders:
+                problem = f"{holders[name]} and {shard.name} both hold {name}, and no index says which one counts"
+                raise FileError(folder, problem, "leave one of them there")
+            state[name], holders[name] = value, shard.name
     return state
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _shards(folder: Path, pickles: bool) -> tuple[list[Path], dict[str, str]]:
+    """A folder's files of weights, and which of them an index says that each tensor is in (where it has an index)."""
+    index = _index(folder, pickles)
+    listed = _weight_map(index, pickles) if index else {}
+    shards = [folder / name for name in sorted(set(listed.values()))] if index else _unlisted(folder, pickles)
+    if not shards and pickles:
+        raise FileError(folder, "holds no weights", "name a folder with .safetensors files")
+    if not shards:
+        raise FileError(folder, "holds no weights in .safetensors", "other formats are not read; fetch it again")
+    return shards, listed
+
+
+def _index(folder: Path, pickles: bool) -> Path | None:
+    """The index of a folder's shards, None where it has none: safetensors first, and a variant such as fp16 last.
+
+    A whole file without a variant's name goes before a variant's index.
+    """
+    found = sorted(folder.glob("*.index.json" if pickles else f"*{_SAFETENSORS_INDEX}"), key=_preference)
+    if not found or (_is_variant(found[0]) and any(not _is_variant(path) for path in folder.glob("*.safetensors"))):
+        return None
+    return found[0]
+
+
+def _preference(index: Path) -> tuple[bool, bool, str]:
+    return not index.name.endswith(_SAFETENSORS_INDEX), _is_variant(index), index.name
+
+
+def _unlisted(folder: Path, pickles: bool) -> list[Path]:
+    """Files of weights where no index lists them; a variant is left out where what it is a variant of is there."""
+    found = sorted(folder.glob("*.safetensors"))
+    plain = {_root(path) for path in found if not _is_variant(path)}
+    found = [path for path in found if not _is_variant(path) or _root(path) not in plain]
+    if found or not pickles:
+        return found
+    return sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
+
+
+def _is_variant(path: Path) -> bool:
+    """Whether a name has a variant's part, as model.fp16.safetensors has and its index, where it has one."""
+    return "." in path.name.removesuffix(".index.json").removesuffix(path.suffix).removesuffix(".safetensors")
+
+
+def _root(path: Path) -> str:
+    """What shards and variants of a file have in common: "model" of model-00001-of-00002.fp16.safetensors."""
+    return _SHARD.sub("", path.name.partition(".")[0])
+
+
+def _weight_map(index: Path, pickles: bool) -> dict[str, str]:
+    """The shard of each tensor: names of files that lie beside the index."""
+    suffixes = (".safetensors", *(_PICKLES if pickles else ()))
     try:
         found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise FileError(index, "not an index of shards", "fetch it again") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) and Path(name).name for name in found.values()):
-        raise FileError(index, "not an index of shards", "fetch it again")
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise FileError(index, "is not an index of shards", "fetch it again") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise FileError(index, "is not an index of shards", "fetch it again")
+    if not all(Path(name).name == name and name.endswith(suffixes) for name in found.values()):
+        raise FileError(index, f"lists shards that are no {' or '.join(suffixes)} beside it", "fetch it again")
     return found

@@ -179,6 +179,43 @@ def test_a_configuration_that_does_not_fit(model: Path, part: str, values: dict,
         plan_published(catalogue.find(str(model)))
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "problem"),
+    [
+        ("transformer/config.json", {"colour": 3}, "unknown fields: colour"),
+        ("vae/config.json", {"colour": 3}, "unknown fields: colour"),
+        ("vae/config.json", {"scaling_factor": None}, "scaling_factor null is not a finite number above 0"),
+        ("vae/config.json", {"scaling_factor": float("inf")}, "scaling_factor Infinity"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor 0"),
+        ("vae/config.json", {"shift_factor": float("nan")}, "shift_factor NaN is not a finite number"),
+        ("scheduler/scheduler_config.json", {"shift": "x"}, 'shift "x" is not a number from'),
+        ("text_encoder/config.json", {"hidden_size": -4}, "text_encoder: cannot be used"),
+        ("text_encoder_2/config.json", {"d_ff": -4}, "text_encoder_2: cannot be used"),
+        ("text_encoder_2/config.json", {"d_model": "wide"}, "text_encoder_2: cannot be used"),
+    ],
+)
+def test_a_value_that_cannot_be_used(model: Path, part: str, values: dict, problem: str) -> None:
+    change_json(model / part, lambda config: config.update(values))
+    with pytest.raises(FileError, match=problem) as caught:
+        plan_published(catalogue.find(str(model)))
+    assert "\n" not in str(caught.value)
+    refused(FileError, model)
+
+
+def test_tokenizers_must_fit_their_encoders(model: Path) -> None:
+    config = model / "tokenizer" / "tokenizer_config.json"
+    text = config.read_text()
+    config.unlink()
+    assert "does not fit its encoder (it has no pad_token)" in refused(FileError, model)
+    config.write_text(text)
+    change_json(config, lambda values: values.update(model_max_length=0))
+    assert "model_max_length 0 is no number of tokens" in refused(FileError, model)
+    config.write_text(text)
+    shutil.rmtree(model / "tokenizer_2")
+    shutil.copytree(model / "tokenizer", model / "tokenizer_2")
+    assert "does not fit its encoder (its tokens go up to 68 where the encoder knows 37" in refused(FileError, model)
+
+
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +267,7 @@ def test_shards_that_are_absent_or_elsewhere(model: Path) -> None:
     change_json(index, lambda found: found["weight_map"].update({"proj_out.bias": f"../{shard.name}"}))
     assert "beside it" in refused(FileError, model)
     index.write_text("{")
-    assert "is no index of shards" in refused(FileError, model)
+    assert "not an index of shards" in refused(FileError, model)
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])

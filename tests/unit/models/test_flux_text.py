@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from gesso.errors import MissingError
 from gesso.models.flux_text import FluxText
+from gesso.models.transformers_parts import read_tokenizer
 from gesso.pipelines.flux_state import TwoTextEncoders
 from tests.tiny_flux import POOLED_WIDTH, TEXT_WIDTH, tiny_text
 
@@ -30,6 +34,14 @@ def test_counting_goes_on_past_the_cut(text: FluxText) -> None:
     assert isinstance(text, TwoTextEncoders)
 
 
+def test_clip_reads_no_more_than_it_has_places_for() -> None:
+    text = tiny_text()
+    text._clip_tokenizer.model_max_length = 10**30
+    assert text.pooled_tokens == 77
+    text._clip_tokenizer.model_max_length = 20
+    assert text.pooled_tokens == 20
+
+
 def test_what_is_cut_is_the_tail(text: FluxText) -> None:
     assert text.cut("a red star a red star two") == ""
     assert text.cut("a red star a red star two blue rings") == "blue rings"
@@ -48,3 +60,17 @@ def test_what_is_cut_changes_nothing(text: FluxText) -> None:
 
 def test_any_word_is_known(text: FluxText) -> None:
     assert text.unknown("a zyzzyva") == []
+
+
+class WithoutItsLibrary:
+    """Reads as transformers does where the library that a tokenizer wants is not installed."""
+
+    @staticmethod
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise ImportError("T5Converter requires the SentencePiece library", name="sentencepiece")
+
+
+def test_a_tokenizer_whose_library_is_absent(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(MissingError, match=r"^sentencepiece, which .* is read with, is missing; get it with: pip"):
+        read_tokenizer(WithoutItsLibrary, tmp_path, ("tokenizer.json",))

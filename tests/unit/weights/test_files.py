@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gesso.errors import FileError, GessoError, WeightsError
-from gesso.weights.files import digest, fill, read_tensors
+from gesso.weights.files import check_shards, digest, fill, read_tensors
 
 TENSORS = {"first.weight": torch.arange(6.0).view(2, 3), "second.bias": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -81,8 +81,66 @@ def test_an_index_reads_nothing_outside_its_folder(tmp_path: Path) -> None:
     folder = _shards(tmp_path / "model")
     save_file(TENSORS, tmp_path / "secret.safetensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../secret.safetensors"}}')
-    with pytest.raises(FileError, match="no such file"):
+    with pytest.raises(FileError, match="beside it"):
         read_tensors(folder)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "sub/x.safetensors", "..", "x.txt", "/x.safetensors"])
+def test_an_index_names_files_beside_it_and_nothing_else(tmp_path: Path, name: str) -> None:
+    folder = _shards(tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    for refuse in (read_tensors, check_shards):
+        with pytest.raises(FileError, match="beside it"):
+            refuse(folder)
+
+
+def test_two_files_that_hold_the_same_name_are_refused(tmp_path: Path) -> None:
+    folder = _shards(tmp_path / "model")
+    save_file({"first.weight": torch.zeros(2, 3)}, folder / "other.safetensors")
+    with pytest.raises(FileError, match=r"model-1-of-2\.safetensors and other\.safetensors both hold first\.weight"):
+        read_tensors(folder)
+
+
+def test_an_index_says_which_of_two_files_counts(tmp_path: Path) -> None:
+    folder = _shards(tmp_path / "model")
+    save_file({"second.bias": torch.zeros(2)} | {"first.weight": TENSORS["first.weight"]}, folder / "a.safetensors")
+    listed = {"first.weight": "a.safetensors", "second.bias": "model-2-of-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert _same(read_tensors(folder))
+
+
+def test_a_variant_is_read_only_where_nothing_else_is_there(tmp_path: Path) -> None:
+    folder, zeros = _shards(tmp_path / "model"), {name: torch.zeros_like(value) for name, value in TENSORS.items()}
+    save_file(zeros, folder / "model.fp16.safetensors")
+    variant = folder / "model.fp16.safetensors.index.json"
+    variant.write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "model.fp16.safetensors")}))
+    assert _same(read_tensors(folder))
+    plain = {name: f"model-{index}-of-2.safetensors" for index, name in enumerate(TENSORS, 1)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": plain}))
+    assert _same(read_tensors(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    for path in folder.glob("model-*"):
+        path.unlink()
+    assert all(not value.any() for value in read_tensors(folder).values())
+
+
+def test_without_pickles(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "model.bin")
+    assert _same(read_tensors(tmp_path))
+    with pytest.raises(FileError, match="other formats are not read"):
+        read_tensors(tmp_path, pickles=False)
+    with pytest.raises(FileError, match="not a file of weights"):
+        read_tensors(tmp_path / "model.bin", pickles=False)
+
+
+def test_numbers_are_cast_and_counts_are_not(tmp_path: Path) -> None:
+    save_file({**TENSORS, "steps": torch.arange(3)}, tmp_path / "model.safetensors")
+    found = read_tensors(tmp_path, dtype=torch.float16)
+    assert [found[name].dtype for name in ("first.weight", "second.bias", "steps")] == [
+        torch.float16,
+        torch.float16,
+        torch.int64,
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "\xff"])
@@ -190,6 +248,13 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     assert not sprung.exists()
 
 
+def test_advice_to_execute_a_pickle_is_not_passed_on(tmp_path: Path) -> None:
+    torch.save({**TENSORS, "x": Trap(tmp_path / "sprung")}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="holds more than tensors; nothing was executed") as caught:
+        read_tensors(tmp_path / "model.pth")
+    assert "weights_only" not in str(caught.value)
+
+
 class Small(nn.Module):
     """Two layers to fill."""
 
@@ -222,6 +287,13 @@ def test_filling_names_all_that_is_wrong_in_one_line() -> None:
         "1 wrong shape (first.weight: (3, 2) where (2, 3) is wanted)"
     )
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_other_numbers_of_the_right_shape_are_refused() -> None:
+    state = Small().state_dict()
+    state["first.weight"] = state["first.weight"].to(torch.int32)
+    with pytest.raises(WeightsError, match=r"first\.weight: int32 where float32 is wanted"):
+        fill(Small(), state, "file")
 
 
 def test_the_digest_goes_by_contents_and_order(tmp_path: Path) -> None:

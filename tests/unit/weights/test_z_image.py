@@ -135,6 +135,22 @@ SPOILT: list[tuple[str, Callable[[Path], object], type[GessoError], str]] = [
     ("another scheduler", lambda at: set_config(at / "scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
      FileError, "holds diffusers' DDIMScheduler"),
     ("a shift of nothing", lambda at: set_config(at / "scheduler/scheduler_config.json", shift=0), FileError, "shift"),
+    ("a schedule that is inverted", lambda at: set_config(at / "scheduler/scheduler_config.json", invert_sigmas=True),
+     FileError, "invert_sigmas true is not false"),
+    ("a scale of nothing", lambda at: set_config(at / "vae/config.json", scaling_factor=None), FileError,
+     "scaling_factor null is not a finite number above 0"),
+    ("a shift without end", lambda at: set_config(at / "vae/config.json", shift_factor=float("inf")), FileError,
+     "shift_factor Infinity"),
+    ("text of no size", lambda at: set_config(at / "text_encoder/config.json", hidden_size=-4), FileError,
+     "text_encoder: cannot be used"),
+    ("words for the text's size", lambda at: set_config(at / "text_encoder/config.json", hidden_size="wide"),
+     FileError, "text_encoder: cannot be used"),
+    ("a pickle", lambda at: [torch.save({}, (at / TEXT).with_suffix(".bin")), (at / TEXT).unlink()], FileError,
+     "other formats are not read"),
+    ("a shorter vocabulary", lambda at: set_config(at / "text_encoder/config.json", vocab_size=20), FileError,
+     "does not fit its encoder"),
+    ("features of pictures without SigLIP", lambda at: set_config(at / "transformer/config.json", siglip_feat_dim=10),
+     FileError, "lacks siglip, siglip_processor"),
     ("another pipeline", lambda at: set_config(at / "model_index.json", _class_name="FluxPipeline"), FileError,
      "not a Z-Image"),
     ("features that do not fit", lambda at: [set_config(at / "transformer/config.json", cap_feat_dim=25),
@@ -279,7 +295,25 @@ def test_an_editing_models_pictures_are_strict_too(editing: Path, tmp_path: Path
     pictures = load_pictures(copied, torch.float32)
     assert pictures is not None
     assert (pictures.width, pictures.max_tokens) == (10, 12)
-    rewrite(copied / "siglip/model.safetensors", _drop_norm)
+    whole = load_published(catalogue.find(str(copied)), "cpu", torch.float32).digest
+    config, path = copied / "siglip/config.json", copied / "siglip/model.safetensors"
+    text, content = config.read_text("utf-8"), path.read_bytes()
+    for size in (-4, "wide"):
+        set_config(config, hidden_size=size)
+        with pytest.raises(FileError, match="siglip: cannot be used"):
+            load_pictures(copied, torch.float32)
+    config.write_text(text, "utf-8")
+    path.write_bytes(content[:-50])
+    with pytest.raises(WeightsError, match="can be read"):
+        load_pictures(copied, torch.float32)
+    path.write_bytes(content)
+    rewrite(path, lambda state: state.update(extra=torch.zeros(1)))
+    with pytest.raises(WeightsError, match=r"1 unexpected \(extra\)"):
+        load_pictures(copied, torch.float32)
+    path.write_bytes(content)
+    rewrite(path, lambda state: next(iter(state.values())).add_(1))
+    assert load_published(catalogue.find(str(copied)), "cpu", torch.float32).digest != whole
+    rewrite(path, _drop_norm)
     with pytest.raises(WeightsError, match="1 missing"):
         load_pictures(copied, torch.float32)
     shutil.rmtree(copied / "siglip")

@@ -6,7 +6,8 @@ Not here: names and places (`weights/catalogue`), strictness (`weights/z_image`)
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from gesso.models.siglip_pictures import SiglipPictures
 from gesso.pipelines.z_image import ZImagePipeline
 from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule, ZImageDefaults
 from gesso.weights.catalogue import Entry, read_config
-from gesso.weights.files import digest
+from gesso.weights.files import digest, files_of
+from gesso.weights.flow_schedule import read_schedule
 from gesso.weights.infinity import parse
-from gesso.weights.z_image import load_autoencoder, load_pictures, load_text, load_transformer
+from gesso.weights.z_image import PICTURE_PARTS, load_autoencoder, load_pictures, load_text, load_transformer
 
 _PIPELINES = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageOmniPipeline")
 _TURBO_SHIFT = 3.0  # published models differ in this alone: Turbo's is 3, that of those with guidance is 6
-_TIMESTEPS = 1000
 
 
 def load_published(entry: Entry, device: str, dtype: torch.dtype) -> ZImagePipeline:
@@ -50,11 +51,12 @@ def _put_together(entry: Entry, device: str, dtype: torch.dtype, *, weights: boo
     if called not in _PIPELINES:
         wanted = f"one of {', '.join(_PIPELINES)} is wanted"
         raise FileError(folder, f"holds diffusers' {called}, not a Z-Image", wanted)
-    shift = _shift(entry)
+    shift = ShiftRule(**asdict(read_schedule(folder / "scheduler")))
+    parts = _picture_parts(folder)
     transformer = load_transformer(folder, dtype, weights=weights)
     autoencoder = load_autoencoder(folder, weights=weights)
     text = load_text(folder, dtype, weights=weights)
-    pictures = load_pictures(folder, dtype) if weights and transformer.config.siglip_feat_dim is not None else None
+    pictures = load_pictures(folder, dtype) if weights and parts else None
     values: Any = autoencoder.config
     _check_fit(entry, transformer.config, values["latent_channels"], text, pictures)
     text.network.to(device)  # pyright: ignore[reportArgumentType]
@@ -67,22 +69,19 @@ def _put_together(entry: Entry, device: str, dtype: torch.dtype, *, weights: boo
         shift=shift,
         defaults=_defaults(entry, editing=called == "ZImageOmniPipeline", distilled=shift.shift <= _TURBO_SHIFT),
         name=entry.name,
-        digest=digest(_files(entry)) if weights else "",
+        digest=digest(files_of(folder, (*entry.files, *parts))) if weights else "",
         pictures=pictures,
     )
 
 
-def _shift(entry: Entry) -> ShiftRule:
-    """How the schedule bends; of the rest of its configuration only what would change the arithmetic is looked at."""
-    folder = entry.folder / "scheduler"
-    config = read_config(folder, "scheduler_config.json")
-    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        problem = f"holds diffusers' {config.get('_class_name')}, not FlowMatchEulerDiscreteScheduler"
+def _picture_parts(folder: Path) -> tuple[str, ...]:
+    """The folders of what reads pictures, for a network that wants their features. Raises FileError without them."""
+    if read_config(folder / "transformer").get("siglip_feat_dim") is None:
+        return ()
+    if absent := [name for name in PICTURE_PARTS if not (folder / name).is_dir()]:
+        problem = f"lacks {', '.join(absent)}, where its transformer reads features of pictures (siglip_feat_dim)"
         raise FileError(folder, problem, "fetch it again")
-    if config.get("num_train_timesteps", _TIMESTEPS) != _TIMESTEPS:
-        raise FileError(folder, f"its num_train_timesteps is not {_TIMESTEPS}", "fetch it again")
-    known = {field.name for field in fields(ShiftRule)}
-    return parse(ShiftRule, {name: value for name, value in config.items() if name in known}, folder)
+    return PICTURE_PARTS
 
 
 def _check_fit(
@@ -106,9 +105,3 @@ def _defaults(entry: Entry, *, editing: bool, distilled: bool) -> ZImageDefaults
     kind = EDIT if editing else TURBO if distilled else BASE
     parse(ZImageDefaults, entry.defaults, entry.folder)
     return replace(kind, **entry.defaults)  # pyright: ignore[reportArgumentType]
-
-
-def _files(entry: Entry) -> list[Any]:
-    """Every file of the parts that are read, in order of their names."""
-    parts = [entry.folder / name for name in entry.files]
-    return sorted(path for part in parts for path in (part.rglob("*") if part.is_dir() else [part]) if path.is_file())

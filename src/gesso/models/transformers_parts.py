@@ -1,0 +1,156 @@
+"""Networks and tokenizers of transformers from a folder: strict, local files only, and of weights only safetensors.
+
+transformers is imported by the caller, who hands over its classes. Not here: what is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from gesso.errors import FileError, GessoError, MissingError, WeightsError
+from gesso.models.diffusers_parts import INSTALL
+
+Made = TypeVar("Made")
+
+_MENDED = "fetch it again"
+_LEAST_TOKENS = 3  # two marks and something between them
+# What reads a tokenizer that has no tokenizer.json: the module, and what it is installed by.
+_READERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+
+
+def read_network(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
+    """A network of transformers, strictly filled; without `weights` it has its shapes and lies on the meta device.
+
+    Raises FileError for a folder of something else or a configuration that makes no network, WeightsError for weights
+    that are incomplete, too many, damaged or of the wrong shape.
+    """
+    if not (folder / "config.json").is_file():  # transformers would take its own defaults
+        raise FileError(folder, "holds no config.json", _MENDED)
+    config = usable(folder, lambda: kind.config_class.from_pretrained(folder, local_files_only=True))
+    named = config.architectures or [kind.__name__]
+    if kind.__name__ not in named:
+        raise FileError(folder, f"holds {', '.join(str(name) for name in named)}, not {kind.__name__}", _MENDED)
+    with torch.device("meta"):
+        empty = usable(folder, lambda: kind(config))
+    if not weights:
+        return empty.to(dtype).eval().requires_grad_(False)
+    if not any(folder.glob("*.safetensors")):
+        raise FileError(folder, "holds no .safetensors", f"other formats are not read; {_MENDED}")
+    try:
+        network, loading = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (GessoError, MemoryError, RuntimeError):  # the last is how torch says that memory is out
+        raise
+    except Exception as error:  # whatever its many readers raise for weights that are damaged
+        raise WeightsError(folder, detail=f"no {kind.__name__} can be read ({reason(error)})") from error
+    _refuse_misfits(folder, loading)
+    return network.eval().requires_grad_(False)
+
+
+def _refuse_misfits(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Raise WeightsError for what transformers has filled with random numbers, or left over."""
+    mismatched = sorted(
+        f"{name}: {tuple(found)} where {tuple(wanted)} is wanted" for name, found, wanted in loading["mismatched_keys"]
+    )
+    missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    if missing or unexpected or mismatched:
+        raise WeightsError(folder, missing=missing, unexpected=unexpected, mismatched=mismatched)
+
+
+def read_tokenizer(automatic: Any, folder: Path, files: tuple[str, ...]) -> Any:
+    """The tokenizer of a folder that holds at least one of `files`, by transformers' `AutoTokenizer`.
+
+    Raises FileError for one that is absent or damaged, MissingError without the library that reads it.
+    """
+    if not any((folder / name).is_file() for name in files):  # transformers would make up an empty one
+        raise FileError(folder, f"holds no tokenizer ({' or '.join(files)})", _MENDED)
+    try:
+        return automatic.from_pretrained(folder, local_files_only=True)
+    except (GessoError, MemoryError):
+        raise
+    except Exception as error:  # whatever its many readers raise for files that are damaged
+        absent = [] if (folder / "tokenizer.json").is_file() else _absent_readers()
+        if absent:
+            what = f"{' and '.join(absent)}, which the tokenizer in {folder} is read with,"
+            raise MissingError(what, f"pip install {' '.join(absent)}") from error
+        if isinstance(error, ImportError):
+            raise MissingError(f"{error.name or 'a library'}, which {folder} is read with,", INSTALL) from error
+        raise FileError(folder, f"holds no tokenizer that can be read ({reason(error)})", _MENDED) from error
+
+
+def _absent_readers() -> list[str]:
+    def absent(module: str) -> bool:
+        try:
+            return find_spec(module) is None
+        except ModuleNotFoundError:  # of what it lies in
+            return True
+
+    return [name for module, name in _READERS.items() if absent(module)]
+
+
+def check_tokenizer(tokenizer: Any, folder: Path, vocabulary: object, *, pads: bool) -> None:
+    """Refuse a tokenizer whose tokens an encoder of `vocabulary` words does not know (FileError).
+
+    `pads` where it must be able to fill prompts up to one length.
+    """
+    largest, length = max(tokenizer.get_vocab().values(), default=-1), tokenizer.model_max_length
+    problem = ""
+    if not isinstance(vocabulary, int) or largest >= vocabulary:
+        problem = f"its tokens go up to {largest} where the encoder knows {vocabulary}"
+    elif pads and tokenizer.pad_token is None:
+        problem = "it has no pad_token"
+    elif isinstance(length, bool) or not isinstance(length, int | float) or not length >= _LEAST_TOKENS:
+        problem = f"its model_max_length {length} is no number of tokens"
+    if problem:
+        raise FileError(folder, f"holds a tokenizer that does not fit its encoder ({problem})", _MENDED)
+
+
+def usable(source: Path, make: Callable[[], Made]) -> Made:
+    """What is made of a configuration; whatever that raises means that it fits nothing (FileError).
+
+    Raises MissingError for what needs a library that is not installed.
+    """
+    try:
+        return make()
+    except (GessoError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MissingError(f"{error.name or 'a library'}, which {source} is read with,", INSTALL) from error
+    except Exception as error:  # from its own check, of any kind, to the layers it is made into
+        raise FileError(source, f"cannot be used ({reason(error)})", _MENDED) from error
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, in a few words: an error's first line, and the next where that only introduces it."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):
+        first = f"{first} {rest.strip().partition(chr(10))[0]}"
+    return first.strip() or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars and reports on stderr: what is wrong with a folder is raised."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
