@@ -25,7 +25,7 @@ def _what_was_there_before_is_not_looked_through() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("verb", ["encode", "begin", "step", "preview", "decode"])
+@pytest.mark.parametrize("verb", ["encode", "begin", "step", "decode"])
 def test_what_does_not_fit_fails_alone_and_is_freed(subject: Subject, verb: str) -> None:
     def run_out(called: str, prompts: list[str]) -> None:
         if called == verb and LARGE in prompts:
@@ -44,6 +44,16 @@ def test_what_does_not_fit_fails_alone_and_is_freed(subject: Subject, verb: str)
     assert watched.alive() == []
     for result, prompt in zip(made, (*SMALL, "a ring"), strict=True):
         assert subject.close(result.image, run_plainly(subject.pipeline, subject.ask(prompt))[0].image)
+
+
+def test_a_preview_that_does_not_fit_is_left_out(subject: Subject) -> None:
+    def run_out(called: str, prompts: list[str]) -> None:
+        if called == "preview":
+            raise MemoryError
+
+    with subject.engine(pipeline=Watched(subject.pipeline, run_out)) as engine:
+        (result,) = engine.submit(subject.ask(), preview_every=1).result(timeout=60)
+    assert result.image.tobytes() == run_plainly(subject.pipeline, subject.ask())[0].image.tobytes()
 
 
 @pytest.mark.parametrize("verb", ["encode", "step", "decode"])

@@ -20,7 +20,7 @@ class Lane:
 
     Attributes:
         used: by all its requests together.
-        floor: where the account of a new request starts: what the least served of those that stepped has used.
+        floor: where the account of a new request starts: what the least served of a batch had used, the most that was.
     """
 
     used: int = 0
@@ -29,19 +29,26 @@ class Lane:
 
 @dataclass(eq=False, kw_only=True)
 class Pace:
-    """Seconds a FLOP of one picture takes, in the company that the model's pictures had lately."""
+    """Seconds a FLOP of one picture takes, in the company that the model's pictures had lately.
+
+    Where a model does not count its FLOPs: seconds a step takes.
+    """
 
     seconds: float = 0.0
     flops: float = 0.0
+    steps: float = 0.0
 
     def saw(self, seconds: float, flops: int) -> None:
-        """Count in a step, whose most expensive picture took so many FLOPs."""
+        """Count in a step, whose most expensive picture took so many FLOPs, 0 if they are not counted."""
         self.seconds = _KEPT * self.seconds + seconds
         self.flops = _KEPT * self.flops + flops
+        self.steps = _KEPT * self.steps + 1
 
-    def of(self, flops: int) -> float | None:
-        """Seconds that so many FLOPs of a picture take; None before the first step."""
-        return flops * self.seconds / self.flops if self.flops > 0 else None
+    def of(self, flops: int, steps: int) -> float | None:
+        """Seconds that so many FLOPs of a picture take, or so many steps if they are 0; None before the first step."""
+        if flops > 0 and self.flops > 0:
+            return flops * self.seconds / self.flops
+        return steps * self.seconds / self.steps if self.steps > 0 else None
 
 
 def whole(flops: float) -> int:

@@ -41,10 +41,13 @@ def release_memory() -> None:
 
 
 def free_bytes(device: str) -> int | None:
-    """Bytes free on the device now; None where the system does not say."""
+    """Bytes free on the device now; None where the system does not say, or cannot, after an error that stays."""
     if device.startswith("cuda"):
         torch = sys.modules.get("torch")
-        return None if torch is None else int(torch.cuda.mem_get_info(device)[0])
+        try:
+            return None if torch is None else int(torch.cuda.mem_get_info(device)[0])
+        except Exception:  # Asked while another error is told, which counts more than this one.
+            return None
     if device != "cpu" or "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -66,7 +66,7 @@ class Engine:
         load: Load | None = None,
     ) -> None:
         checked: Policy = check_policy(policy)
-        if max_batch < 1:
+        if not _is_whole(max_batch) or max_batch < 1:
             raise RequestError("max_batch", max_batch, "a whole number above 0")
         self._preview_every = _checked_interval(preview_every)
         self._loop = Loop(load or _load_from_catalogue, device, dtype, checked, max_batch)
@@ -91,7 +91,8 @@ class Engine:
             priority: -10 to 10. From the next step on the higher goes first, whatever model it asks for; the lower get
                 a turn now and then.
             deadline: seconds from now by which it should be done. It is no promise: when waiting longer would miss
-                it, the request goes before every priority, the earliest deadline first; once missed, it counts no more.
+                it, the request goes before every priority, the earliest deadline first. Once missed it counts no more,
+                nor while the request would take more than twice the seconds that are left.
 
         Raises:
             RequestError: an argument is out of range.
@@ -120,14 +121,14 @@ class Engine:
     ) -> Iterator[Event]:
         """Hand in a request now and iterate over its events; the last is Done, Failed or Cancelled.
 
-        Leaving the iteration early, by ``break``, an exception or Ctrl-C, cancels the request. The engine never waits
-        for the one who iterates. A picture that memory ran out for in company is begun anew, and its steps are told
-        once more.
+        Leaving the iteration early, by ``break``, an exception or Ctrl-C, cancels the request; so does letting go of
+        the iterator, begun or not, or its ``close()``. The engine never waits for the one who iterates. A picture that
+        memory ran out for in company is begun anew, and its steps are told once more.
 
         Args and Raises:
             as ``submit``.
         """
-        return _follow(self.submit(request, preview_every=preview_every, priority=priority, deadline=deadline))
+        return _Stream(self.submit(request, preview_every=preview_every, priority=priority, deadline=deadline))
 
     def run(
         self,
@@ -180,11 +181,28 @@ class Engine:
         self.close(finish=kind is None)
 
 
-def _follow(job: Job) -> Iterator[Event]:
-    try:
-        yield from job.events()
-    finally:
-        job.cancel()
+class _Stream(Iterator[Event]):
+    """The events of a job that is cancelled when nobody iterates over them any more. A generator would not do: one
+    that was never begun is let go without a word.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._events = job.events()
+
+    def __next__(self) -> Event:
+        try:
+            return next(self._events)
+        except BaseException:  # Ctrl-C while waiting; after the last event there is nothing to cancel.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel the request if it has not ended. The iteration goes on to its last event."""
+        self._job.cancel()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _load_from_catalogue(name: str, device: str, dtype: str | None) -> Pipeline:
@@ -205,13 +223,21 @@ def _join(thread: threading.Thread) -> None:
 
 
 def _checked_interval(preview_every: int) -> int:
-    if preview_every < 0:
+    if not _is_whole(preview_every) or preview_every < 0:
         raise RequestError("preview_every", preview_every, "a whole number from 0")
     return preview_every
 
 
 def _check_urgency(priority: int, deadline: float | None) -> None:
-    if not LOWEST <= priority <= HIGHEST:
+    if not _is_whole(priority) or not LOWEST <= priority <= HIGHEST:
         raise RequestError("priority", priority, f"a whole number from {LOWEST} to {HIGHEST}")
-    if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
+    if deadline is not None and not (_is_number(deadline) and math.isfinite(deadline) and deadline > 0):
         raise RequestError("deadline", deadline, "a number of seconds above 0")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

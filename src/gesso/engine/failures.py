@@ -12,8 +12,9 @@ import traceback
 from gesso.engine.device import free_bytes
 from gesso.errors import GessoError, OutOfMemoryError, RunError
 
-# PyTorch has a class for a full CUDA device only; for main memory and MPS it raises RuntimeError with these words.
-_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory")
+# PyTorch has a class for a full CUDA device only; for main memory, MPS and cuBLAS it raises RuntimeError with these
+# words, in whatever case.
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
 
 
 def as_gesso_error(
@@ -50,7 +51,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
     torch = sys.modules.get("torch")  # If nobody loaded it, nobody raised its error.
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _OUT_OF_MEMORY_WORDS)
+    said = str(problem).lower() if isinstance(problem, RuntimeError) else ""
+    return any(words in said for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _cut_tracebacks(problem: BaseException) -> None:

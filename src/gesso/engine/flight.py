@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from gesso.engine.accounts import Lane, Pace, whole
 from gesso.engine.job import Job
+from gesso.engine.places import Places
 from gesso.engine.scheduler import OVERDRAFT, SHARE, Group, Rank, choose_rows, lets_others_begin, may_join
 from gesso.engine.standing import ORDINARY, Claim, Standing
 from gesso.events import Result
@@ -103,6 +104,7 @@ class Row:
         company: the most rows that shared a batch with it, itself included.
         seconds: spent in the steps it took part in.
         spent: FLOPs of its own share of these.
+        solitary: until it is done nothing else begins, since it did not fit beside others.
     """
 
     run: Run
@@ -113,6 +115,7 @@ class Row:
     company: int = 1
     seconds: float = 0.0
     spent: int = 0
+    solitary: bool = False
 
     @property
     def steps_done(self) -> int:
@@ -132,10 +135,11 @@ class Model:
     Attributes:
         pipeline: the six verbs.
         number: which model of the engine it is.
-        places: how many of its pictures step together at most; fewer for a while after memory ran out.
+        places: how many of its pictures step together at most.
         runs: its admitted requests, in order of arrival.
         queues: by priority, those of them with pictures left to begin, in the order in which they may.
         dated: those of them with a deadline.
+        solitary: those of them whose next picture begins when nothing else is under way.
         rows: its unfinished pictures, in the order in which they were begun.
         flying: how many of them each request has, those included whose state is about to be made.
         lanes: accounts by priority.
@@ -144,19 +148,20 @@ class Model:
 
     pipeline: Pipeline
     number: int
-    places: int
+    places: Places
     runs: list[Run] = field(default_factory=list)
     queues: defaultdict[int, deque[Run]] = field(default_factory=lambda: defaultdict(deque))
     dated: dict[Run, None] = field(default_factory=dict)
+    solitary: dict[Run, None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     flying: Counter[Run] = field(default_factory=Counter)
     lanes: defaultdict[int, Lane] = field(default_factory=lambda: defaultdict(Lane))
     pace: Pace = field(default_factory=Pace)
 
-    def admit(self, run: Run, least_used: int) -> None:
-        """Take in a request. Where its priority had nothing to do, its account goes on from that of the others."""
+    def admit(self, run: Run, most_used: int) -> None:
+        """Take in a request. Where its priority had nothing to do, its account goes on from ``most_used``."""
         if not any(other.priority == run.priority for other in self.runs):
-            run.lane.used = max(run.lane.used, least_used)
+            run.lane.used = max(run.lane.used, most_used)
         run.used = run.lane.floor
         run.standing = Standing(run.priority)
         self.runs.append(run)
@@ -165,15 +170,18 @@ class Model:
             self.dated[run] = None
 
     def contenders(self) -> list[Run]:
-        """The requests whose standing can matter: under way, next of their priority, or with a deadline."""
+        """The requests whose standing can matter: under way, next of their priority, solitary, or with a deadline."""
         nexts = [next((run for run in queue if not run.in_flight), None) for queue in self.queues.values()]
-        return list(dict.fromkeys([*self.flying, *(run for run in nexts if run is not None), *self.dated]))
+        waiting = (run for run in nexts if run is not None)
+        return list(dict.fromkeys([*self.flying, *waiting, *self.solitary, *self.dated]))
 
-    def take_next(self) -> tuple[Run, int] | None:
-        """The picture that begins next if one may; it counts as begun, and its request goes to the end in its turn."""
+    def take_next(self, above: Standing | None = None) -> tuple[Run, int] | None:
+        """The picture that begins next if one may, of a request that stands higher than ``above``."""
         run = self._next()
-        if run is None:
-            return None
+        return None if run is None or (above is not None and run.standing <= above) else self.take(run)
+
+    def take(self, run: Run) -> tuple[Run, int]:
+        """The next picture of that request; it counts as begun, and its request goes to the end in its turn."""
         image = run.waiting.popleft()
         run.begun += 1
         self.flying[run] += 1
@@ -185,19 +193,25 @@ class Model:
             queue.append(run)
         return run, image
 
+    def take_up(self, row: Row) -> None:
+        """A picture is under way."""
+        row.solitary = row.run in self.solitary
+        self.solitary.pop(row.run, None)
+        self.rows.append(row)
+
     def _next(self) -> Run | None:
         """The first in the queues of those that rank highest, if there is a place for it."""
-        under_way = self.flying.total()
-        if under_way >= OVERDRAFT * self.places:
+        under_way, places = self.flying.total(), self.places.now
+        if under_way >= OVERDRAFT * places:
             return None
         best: Run | None = None
         for run in (*(run for queue in self.queues.values() for run in _front(queue)), *self.dated):
             if run.may_begin and (best is None or run.rank > best.rank):
                 best = run
-        if best is None or under_way < self.places:
+        if best is None or under_way < places:
             return best
         taken = [Rank(run.standing, -(one // SHARE)) for run, count in self.flying.items() for one in range(count)]
-        return best if may_join(best.rank, taken, self.places) else None
+        return best if may_join(best.rank, taken, places) else None
 
     def put_back(self, run: Run, image: int) -> None:
         """Let a picture that was begun begin again later, before what its request has not begun yet."""
@@ -227,6 +241,7 @@ class Model:
         for run in runs:
             self.flying.pop(run, None)
             self.dated.pop(run, None)
+            self.solitary.pop(run, None)
 
     def claim(self, run: Run, now: float, waited: int) -> Claim:
         """What a request of this model has to say for itself.
@@ -239,10 +254,20 @@ class Model:
         left = work = None
         if run.job.deadline is not None:
             left = run.job.submitted + run.job.deadline - now
-            flying = max((row.left for row in self.rows if row.run is run), default=0)
-            rounds = math.ceil(len(run.waiting) / (1 if run.alone else self.places))
-            work = self.pace.of(flying + rounds * whole(run.plan.cost.flops))
-        return Claim(priority=run.priority, waited=waited, flying=run.in_flight > 0, left=left, work=work)
+            rounds = math.ceil(len(run.waiting) / (1 if run.alone else self.places.now))
+            rows = [row for row in self.rows if row.run is run]
+            flops = max((row.left for row in rows), default=0) + rounds * whole(run.plan.cost.flops)
+            steps = max((row.state.remaining for row in rows), default=0) + rounds * run.plan.steps
+            work = self.pace.of(flops, steps)
+        return Claim(
+            priority=run.priority,
+            model=self.number,
+            waited=waited,
+            flying=run.in_flight > 0,
+            overdue=run.standing.waited > 0 and not run.in_flight,
+            left=left,
+            work=work,
+        )
 
 
 def _front(queue: Iterable[Run]) -> Iterator[Run]:
@@ -269,15 +294,19 @@ def decode_groups(rows: Iterable[Row]) -> list[list[Row]]:
         request = row.run.plan.request
         own = row.arrival if row.run.alone else None
         groups.setdefault((row.run.model.number, request.width, request.height, own), []).append(row)
-    return [part for group in groups.values() for part in _parts(group, group[0].run.model.places)]
+    return [part for group in groups.values() for part in _parts(group, group[0].run.model.places.now)]
 
 
 def encode_groups(runs: Iterable[Run]) -> list[list[Run]]:
-    """Requests that are encoded together: same model; one that runs alone is encoded alone."""
+    """Requests that are encoded together: same model; one that runs alone is encoded alone.
+
+    So is one that starts from a picture: should its file be gone or broken by now, that is nobody else's fault.
+    """
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.model.number, id(run) if run.alone else None), []).append(run)
-    return [part for group in groups.values() for part in _parts(group, group[0].model.places)]
+        own = id(run) if run.alone or run.plan.request.init_image is not None else None
+        groups.setdefault((run.model.number, own), []).append(run)
+    return [part for group in groups.values() for part in _parts(group, group[0].model.places.now)]
 
 
 def _parts(group: Sequence[_T], most: int) -> list[list[_T]]:
@@ -306,7 +335,7 @@ def describe_group(rows: Sequence[Row], turn: int) -> Group:
 
 def stepping_rows(group: Sequence[Row]) -> list[Row]:
     """Those of a group that step now: all of it, or as many as its model has places."""
-    places = group[0].run.model.places
+    places = group[0].run.model.places.now
     if len(group) <= places:
         return list(group)
     before = Counter[Run]()
@@ -317,13 +346,14 @@ def stepping_rows(group: Sequence[Row]) -> list[Row]:
     return [group[index] for index in choose_rows(ranks, places)]
 
 
-def charge(rows: Sequence[Row], flops: Sequence[int], least_used: dict[int, int]) -> None:
+def charge(rows: Sequence[Row], flops: Sequence[int], most_used: dict[int, int]) -> None:
     """Put a step on the accounts of those who took part.
 
     Args:
         rows: who stepped.
         flops: what it cost each.
-        least_used: by priority, where the account of a model begins that had nothing to do; moved on here.
+        most_used: by priority, the highest account of a model that stepped: from there goes on that of a model which
+            had nothing to do; moved on here.
     """
     for row, spent in zip(rows, flops, strict=True):
         row.spent += spent
@@ -332,4 +362,4 @@ def charge(rows: Sequence[Row], flops: Sequence[int], least_used: dict[int, int]
     for lane in {row.run.lane for row in rows}:
         lane.floor = max(lane.floor, min(row.run.used for row in rows if row.run.lane is lane))
     for row in rows:
-        least_used[row.run.priority] = max(least_used.get(row.run.priority, 0), row.run.lane.used)
+        most_used[row.run.priority] = max(most_used.get(row.run.priority, 0), row.run.lane.used)

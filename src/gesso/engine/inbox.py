@@ -6,6 +6,7 @@ The only place where callers and the loop share a lock; nothing that takes time 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +54,12 @@ class Inbox:
         with self._changed:
             self._mail.cancelled.append(job)
             self._changed.notify()
+
+    def drops(self, jobs: Iterable[Job]) -> bool:
+        """Whether the next look will drop one of these jobs; for whoever takes long between two looks."""
+        with self._changed:
+            mail = self._mail
+            return mail.closing == "cancel" or any(job in mail.cancelled for job in jobs)
 
     def close(self, how: Closing) -> None:
         """Take no more jobs; ``finish`` those that are there or ``cancel`` them. Cancelling overrides finishing."""

@@ -2,7 +2,8 @@
 
 A job is a mailbox between two threads. The loop puts events in and never waits; readers take them out at their own
 pace. What a slow reader leaves lying is thinned: of each picture only the latest preview is kept, and beyond a few
-thousand events the oldest progress goes. The last event (Done, Failed or Cancelled) is never dropped.
+thousand events the oldest progress goes, then, where there is none left, the oldest preview. The last event (Done,
+Failed or Cancelled) is never dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from gesso.errors import CancelledError, RunError
@@ -56,6 +57,7 @@ class Job:
         self._ended = threading.Condition(lock)  # Apart, so that who waits for the end is not woken by every step.
         self._unread: OrderedDict[int, Progress | Preview] = OrderedDict()  # Numbered: one may go from the middle.
         self._numbers = itertools.count()
+        self._progress: deque[int] = deque()  # Those of them that are progress.
         self._latest_previews: dict[int, int] = {}
         self._last: LastEvent | None = None
 
@@ -108,7 +110,7 @@ class Job:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._unread or self.done())
-                event = self._unread.popitem(last=False)[1] if self._unread else self._last
+                event = self._take_oldest() if self._unread else self._last
             if event is None:
                 raise RunError(f"job {self.id} has neither events nor an end")
             yield event
@@ -124,10 +126,21 @@ class Job:
             if isinstance(event, Preview):
                 self._unread.pop(self._latest_previews.get(event.image, -1), None)
                 self._latest_previews[event.image] = number
-            if len(self._unread) >= MOST_UNREAD:
-                self._unread.popitem(last=False)
+            else:
+                self._progress.append(number)
             self._unread[number] = event
+            if len(self._unread) > MOST_UNREAD:
+                if self._progress:
+                    del self._unread[self._progress.popleft()]
+                else:
+                    self._take_oldest()
             self._changed.notify_all()
+
+    def _take_oldest(self) -> Progress | Preview:
+        number, event = self._unread.popitem(last=False)
+        if self._progress and self._progress[0] == number:
+            self._progress.popleft()
+        return event
 
     def end(self, event: LastEvent) -> None:
         """Put in the last event (the loop's side). The first one counts."""

@@ -4,9 +4,10 @@ Time is counted in turns of the loop and work in FLOPs, so that a decision can b
 standing (priorities and deadlines, see ``standing``). Among groups of equal standing three policies are offered:
 
 - ``fair`` shares by cost used, between models and then between requests of one model. The group goes first that would
-  be done first, counted from what its model, then its request, has used so far; a newcomer starts from where the
-  least served stands. So a small request overtakes a large one at the next step, one that needs no less than
-  what is under way does not interrupt it, and who was overtaken goes first once the others have used as much.
+  be done first, counted from what its model, then its request, has used so far. A request that arrives starts from
+  what the least served of the last batches of its model had used; a model that had nothing to do, from what the most
+  served of the models that stepped has. So a small request overtakes a large one at the next step, one that needs no
+  less than what is under way does not interrupt it, and who was overtaken goes first once the others have used as much.
 - ``oldest`` waits for nobody: the group that holds the picture begun first goes first, with whoever is level with
   it. Those that arrive meanwhile gather at their first step and then go together.
 - ``laggards`` steps the group that has the largest share of its way still to go: those ahead wait, newcomers catch up

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from PIL import Image
 
 from gesso.engine.inbox import Inbox
 from gesso.engine.job import Job
 from gesso.errors import CancelledError, GessoError, OutOfMemoryError, RequestError, RunError
-from gesso.events import Cancelled, Done, Failed, Progress
+from gesso.events import Cancelled, Done, Failed, Preview, Progress
 from gesso.pipelines.contract import Output, Plan
 from gesso.request import GenerationRequest
 from tests.oracle import run_plainly
@@ -40,8 +41,10 @@ def failing(problem: BaseException, prompt: str = "bad", at: int = 1) -> Numeric
 def test_cancel_takes_effect_at_the_next_step_and_leaves_others_alone() -> None:
     pipeline, gate = gated()
     with engine_of(pipeline) as engine:
+        engine.submit(ask("before"))
+        pipeline.wait_for_steps()  # So that the two arrive in one turn.
         jobs = {name: engine.submit(ask(name)) for name in ("stays", "goes")}
-        while not pipeline.batches or len(pipeline.batches[-1]) < 2:
+        while len(pipeline.batches[-1]) < 2:
             gate.release()
             pipeline.wait_for_steps()
         together = len(pipeline.batches)
@@ -96,6 +99,17 @@ def test_leaving_a_stream_cancels_it() -> None:
                 break
         pipeline.wait_for_steps()
         stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+        gate.release(100)
+        engine.run(ask("next"))
+    assert len([batch for batch in pipeline.batches if batch[0][0] == "watched"]) == 1
+
+
+def test_letting_go_of_a_stream_that_was_never_begun_cancels_it() -> None:
+    pipeline, gate = gated(steps=3)
+    with engine_of(pipeline) as engine:
+        stream = engine.stream(ask("watched"))
+        pipeline.wait_for_steps()
+        del stream
         gate.release(100)
         engine.run(ask("next"))
     assert len([batch for batch in pipeline.batches if batch[0][0] == "watched"]) == 1
@@ -357,6 +371,23 @@ def test_unread_progress_is_bounded_and_the_end_is_kept() -> None:
     assert len(events) == 4097
     assert isinstance(events[-2], Progress)
     assert events[-2].step == 9_999
+
+
+def test_previews_that_nobody_read_stay_longer_than_progress() -> None:
+    job = Job(GenerationRequest(prompt="a"), preview_every=0, when_cancelled=lambda _: None)
+    picture = Image.new("RGB", (1, 1))
+    for image in range(5000):
+        job.tell(Preview(job=job.id, image=image, step=1, picture=picture))
+        job.tell(Progress(job=job.id, image=image, step=2, steps=9, stage="step", seconds=0.0))
+        if image == 99:
+            events = job.events()
+            assert [type(next(events)) for _ in range(3)] == [Preview, Progress, Preview]
+        if image == 4000:
+            assert [number in job._unread for number in (0, 2, 4)] == [False, False, True]
+    job.end(Done(job=job.id, results=()))
+    rest = list(job.events())
+    assert len(rest) == 4097
+    assert [event.image for event in rest if isinstance(event, Preview)] == list(range(904, 5000))
 
 
 def test_inbox_takes_nothing_once_closed_and_cancelling_overrides_finishing() -> None:

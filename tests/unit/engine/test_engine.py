@@ -246,9 +246,36 @@ def test_stream_tells_every_step_of_every_image() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [({"policy": "fastest"}, "policy"), ({"max_batch": 0}, "max_batch"), ({"preview_every": -1}, "preview_every")],
+    [
+        ({"policy": "fastest"}, "policy"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_batch": 2.5}, "max_batch"),
+        ({"max_batch": True}, "max_batch"),
+        ({"preview_every": -1}, "preview_every"),
+        ({"preview_every": 1.5}, "preview_every"),
+    ],
 )
 def test_refuses_arguments_out_of_range(arguments: dict[str, object], field: str) -> None:
     with pytest.raises(RequestError) as caught:
         Engine(**arguments)  # pyright: ignore[reportArgumentType]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("preview_every", 1.5),
+        ("preview_every", True),
+        ("priority", 0.5),
+        ("priority", 11),
+        ("priority", False),
+        ("deadline", 0),
+        ("deadline", float("nan")),
+        ("deadline", True),
+        ("deadline", "soon"),
+    ],
+)
+def test_refuses_what_is_submitted_out_of_range(field: str, value: object) -> None:
+    with engine_of(NumericPipeline()) as engine, pytest.raises(RequestError, match="is not a") as caught:
+        engine.submit(ask("a star"), **{field: value})  # pyright: ignore[reportArgumentType]
     assert caught.value.field == field

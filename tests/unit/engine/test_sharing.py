@@ -73,11 +73,11 @@ def test_places_have_an_end() -> None:
     turns = Turns(pipeline, max_batch=2)
     jobs = [turns.submit(ask(f"{level}", num_images=4), priority=level) for level in range(4)]
     turns.turn()
-    assert len(turns.loop._models[0].rows) <= 4
+    assert len(turns.loop._fleet.models[0].rows) <= 4
     for level in (4, 5):
         jobs.append(turns.submit(ask(f"{level}", num_images=4), priority=level))
         turns.turn()
-        assert len(turns.loop._models[0].rows) <= 4
+        assert len(turns.loop._fleet.models[0].rows) <= 4
     turns.finish(*jobs)
     assert all(isinstance(each.wait(0), Done) for each in jobs)
 
@@ -91,6 +91,19 @@ def test_unimportant_work_gets_a_turn_and_costs_the_important_little() -> None:
     turns.turn(20 * 2 * AGEING)
     assert 18 <= len(there.batches) <= 21
     assert not important.done()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_that_waits_for_a_busy_model_gets_its_turn_while_its_equals_step_elsewhere(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gesso.engine.standing.AGEING", 3)
+    turns = Turns(NumericPipeline(steps=3), NumericPipeline(steps=3), policy=policy, max_batch=2)
+    turns.submit(ask("important", num_images=10_000))
+    turns.submit(ask("important too", num_images=10_000), priority=1)
+    turns.submit(ask("elsewhere", model="1", num_images=10_000), priority=-1)
+    turns.turn(5)
+    turns.finish(turns.submit(ask("waits"), priority=-1), within=300)
 
 
 # ---- fair shares ----------------------------------------------------------------------------------------------------
@@ -251,14 +264,25 @@ def test_one_that_is_missed_does_not_block_one_that_can_be_met(clock: Clock) -> 
     turns.finish(missed)
 
 
-def test_in_a_hurry_and_unmeasured_the_first_step_measures(clock: Clock) -> None:
-    here, there = NumericPipeline(steps=10, on_step=clock.tick), NumericPipeline(steps=10, on_step=clock.tick)
+@pytest.mark.parametrize("flops", [1.0, 0.0, float("nan")])
+def test_in_a_hurry_and_unmeasured_the_first_step_measures(clock: Clock, flops: float) -> None:
+    """Where FLOPs are not counted too."""
+    here = NumericPipeline(steps=10, on_step=clock.tick)
+    there = NumericPipeline(steps=10, flops=flops, on_step=clock.tick)
     turns = Turns(here, there)
     turns.submit(ask("endless", num_images=1000), priority=3)
     turns.turn(3)
     turns.submit(ask("due", model="1"), deadline=1000)
     turns.turn(5)
     assert len(there.batches) == 1
+
+
+def test_a_deadline_out_of_reach_holds_back_nobody(clock: Clock) -> None:
+    models = [NumericPipeline(steps=20, on_step=clock.tick) for _ in range(2)]
+    turns = Turns(*models)
+    turns.submit(ask("out of reach", num_images=10_000), priority=LOWEST, deadline=3)
+    turns.turn()
+    assert turns.finish(turns.submit(ask("important", model="1"), priority=HIGHEST)) == 20
 
 
 # ---- nobody starves -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gesso.engine.standing import AGEING, HIGHEST, LOWEST, MARGIN, URGENT, Claim, Standing, standings, urgent
+from gesso.engine.standing import AGEING, HIGHEST, HOPELESS, LOWEST, MARGIN, URGENT, Claim, Standing, standings, urgent
 
 
 def order(*claims: Claim) -> list[int]:
@@ -43,8 +43,13 @@ def test_time_runs_out_for_those_in_front_too() -> None:
 
 
 def test_one_that_can_hardly_be_met_holds_back_none_that_can() -> None:
-    assert urgent([hurried(1, 5), hurried(10, 9)]) == [1, 0]
-    assert urgent([hurried(1, 5), hurried(10, 5)]) == [0]
+    assert urgent([hurried(1, HOPELESS), hurried(10, 9)]) == [1, 0]
+    assert urgent([hurried(1, HOPELESS), hurried(10, 5)]) == [0]
+
+
+def test_one_that_cannot_be_met_by_far_counts_for_nothing() -> None:
+    assert urgent([hurried(1, HOPELESS + 0.1)]) == []
+    assert order(hurried(3, 10_000, priority=LOWEST), Claim(priority=HIGHEST)) == [1, 0]
 
 
 def test_one_that_is_missed_counts_no_more() -> None:
@@ -63,6 +68,18 @@ def test_those_below_get_a_turn_all_that_are_under_way_or_one_that_begins() -> N
     assert order(above, early, early) == [0, 1, 2]
     assert standings([above, late, late]) == [Standing(2), Standing(2, 2 * AGEING), Standing(0)]
     assert standings([above, late, flying]) == [Standing(2), Standing(0), Standing(2, 2 * AGEING)]
+
+
+def test_one_begins_whose_own_model_has_none_under_way_and_stays_due_until_it_has() -> None:
+    due = 2 * AGEING
+    above = Claim(priority=2, flying=True)
+    flying = Claim(priority=0, model=1, waited=due, flying=True)
+    claims = [above, flying, *(Claim(priority=0, model=model, waited=due) for model in (1, 2, 2, 3))]
+    lifted, ordinary = Standing(2, due), Standing(0)
+    assert standings(claims) == [Standing(2), lifted, ordinary, lifted, ordinary, ordinary]
+    after = [Claim(priority=0, model=model, waited=1, overdue=model == 3) for model in (2, 3)]
+    assert standings([above, *after]) == [Standing(2), ordinary, lifted]
+    assert standings([above, Claim(priority=0, model=3, waited=1, flying=True), after[1]])[2] == ordinary
 
 
 def test_those_in_a_hurry_give_a_turn_too() -> None:

@@ -34,7 +34,7 @@ class Turns:
     def turn(self, count: int = 1) -> None:
         """So many turns, fewer if there is nothing left to do."""
         for _ in range(count):
-            if not (self.loop._busy or self.loop.inbox._mail.arrived):
+            if not (self.loop._fleet.busy or self.loop.inbox._mail.arrived):
                 return
             self.loop._turn()
 
