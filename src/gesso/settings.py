@@ -3,7 +3,7 @@
 Flag > environment (GESSO_…) > gesso.toml in the working folder > the user's file > default. The user's file is
 `gesso/config.toml` in the configuration folder (XDG_CONFIG_HOME, else ~/.config). Here: the fields and their sources.
 Not here: a request's own fields, which are never settings. Variables of other projects (HF_TOKEN, HF_HOME, …) keep
-their meaning and are read by the libraries they belong to.
+their meaning and are read by the libraries they belong to. Tokens are secrets: shown as stars, and never in an error.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps; else the best there is.")
     output: Path = Field(default=Path("gesso-output"), description="Folder that pictures go to.")
     offline: bool = Field(default=False, description="Never reach for the network; what is missing is an error.")
+    hf_token: SecretStr | None = Field(default=None, description="Token for Hugging Face, sent to it alone.")
+    modelscope_token: SecretStr | None = Field(default=None, description="Token for ModelScope, sent to it alone.")
 
     @classmethod
     def settings_customise_sources(
@@ -59,6 +61,9 @@ class Settings(BaseSettings):
         """Puts the two files after the environment; there is no .env file and no folder of secrets."""
         project, user = (TomlConfigSettingsSource(settings_cls, toml_file=path) for path in (PROJECT_FILE, user_file()))
         return init_settings, env_settings, project, user
+
+
+_SECRETS = ("hf_token", "modelscope_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +97,10 @@ def load_settings(flags: Mapping[str, object] | None = None) -> Settings:
             hint = f"did you mean {near[0]}?" if near else f"settings: {', '.join(Settings.model_fields)}"
             raise RequestError("setting", name, f"a setting (in {_holder(name)})", hint) from error
         allowed = Settings.model_fields[name].description or ""
-        raise RequestError(name, first["input"], f"usable: {allowed}", f"set in {_holder(name)}") from error
+        value = first["input"] if name not in _SECRETS else "(not shown)"
+        # Without its cause where that is a secret's: a traceback would quote the value.
+        cause = error if name not in _SECRETS else None
+        raise RequestError(name, value, f"usable: {allowed}", f"set in {_holder(name)}") from cause
     except tomllib.TOMLDecodeError as error:
         raise FileError(_broken_file(), f"is no TOML ({error})") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("gesso.cli.show:show", "Show the request that a picture carries."),
     "rerun": ("gesso.cli.show:rerun", "Make a picture again and say whether it is equal."),
     "plan": ("gesso.cli.plan:plan", "Say what a request would cost, without painting."),
-    "models": ("gesso.cli.models:models", "List, show and verify models."),
+    "models": ("gesso.cli.models:models", "List, show, pull, verify and remove models."),
     "train": ("gesso.cli.train:train", "Train a model by a recipe, or list the recipes."),
     "eval": ("gesso.cli.eval:evaluate", "Score a model."),
     "demo": ("gesso.cli.demo:demo", "Paint a contact sheet with the model that comes along."),

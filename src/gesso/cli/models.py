@@ -1,18 +1,22 @@
-"""`gesso models`: what can be painted with. The catalogue itself is in `gesso.weights`."""
+"""`gesso models`: what can be painted with. The catalogue itself, and fetching, are in `gesso.weights`."""
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from gesso.cli.view import View
 
 if TYPE_CHECKING:
     from gesso.weights.catalogue import Entry
     from gesso.weights.checksums import Findings
 
-models = typer.Typer(help="List, show and verify models.", invoke_without_command=True)
+models = typer.Typer(help="List, show, pull, verify and remove models.", invoke_without_command=True)
 
+NameArgument = Annotated[str, typer.Argument(help="A catalogue name.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a model.")]
 
 
@@ -52,9 +56,85 @@ def show_model(
         typer.echo(_as_json(entry))
         return
     for field in dataclasses.fields(entry):
-        typer.echo(f"{field.name:<14}{getattr(entry, field.name)}")
+        if field.name != "sources":
+            typer.echo(f"{field.name:<14}{getattr(entry, field.name)}")
+    for source in entry.sources:
+        typer.echo(f"{'pulled':<14}{', '.join(source.patterns)} of {source.repository}")
     if missing := entry.missing_files():
         typer.echo(f"{'not here':<14}{', '.join(missing)}")
+
+
+@models.command("pull")
+def pull_model(
+    name: NameArgument,
+    origin: Annotated[Literal["huggingface", "modelscope"], typer.Option("--from", help="Hub.")] = "huggingface",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of the model's repository; else its main.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a published model, or the rest of it, or what of it is damaged.
+
+    The disk's room is looked at first; every size and checksum that the hub states is checked. Run again after an
+    interruption, it goes on where it stopped. Tokens are the settings hf_token and modelscope_token.
+    """
+    from gesso.weights import catalogue, hub
+
+    entry = catalogue.find(name)
+    with View(silent=as_json) as view:
+        try:
+            pulled = hub.pull(entry, origin=origin, revision=revision, watcher=_Watcher(view, name))
+        except KeyboardInterrupt:
+            view.end_bar()
+            view.line(f"{name}: what has come is kept; the same command goes on from there")
+            raise
+    if as_json:
+        typer.echo(json.dumps({"name": name, "from": origin, **dataclasses.asdict(pulled)}, default=str))
+    else:
+        typer.echo(f"{name}: {pulled.files} files, {hub.amount(pulled.size)}, all whole, in {pulled.folder}")
+
+
+class _Watcher:
+    """A pull's progress as a bar of megabytes."""
+
+    def __init__(self, view: View, name: str) -> None:
+        self._view = view
+        self._name = name
+
+    def begin(self, total: int, here: int) -> None:
+        if here:
+            self._view.line(f"{self._name}: {here / 1e6:.0f} MB are here already and are checked first")
+        self._view.begin_bar(self._name, max(round(total / 1e6), 1), "MB")
+
+    def move(self, here: int) -> None:
+        self._view.move_bar(here / 1e6)
+
+    def wait(self) -> None:
+        self._view.line(f"{self._name}: another pull of it runs; waiting for that")
+
+
+@models.command("remove")
+def remove_model(
+    name: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a pulled model's files. What ships and what you trained stays."""
+    from gesso.errors import RequestError
+    from gesso.weights import catalogue, hub
+
+    entry = catalogue.find(name)
+    folder, size = hub.removable(entry)
+    if not yes:
+        what = f"remove {folder} and free {hub.amount(size)}"
+        if as_json or not sys.stdin.isatty():
+            raise RequestError("remove", name, "confirmed", f"--yes would {what}")
+        typer.confirm(f"{what[0].upper()}{what[1:]}?", abort=True, err=True)
+    freed = hub.remove(entry)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "folder": str(folder), "freed": freed}))
+    else:
+        typer.echo(f"{folder}: removed, {hub.amount(freed)} freed")
 
 
 @models.command("verify")
@@ -114,7 +194,8 @@ def _verified(entry: "Entry", list_file: Path | None, *, contents: bool) -> "tup
     from gesso.errors import FileError
     from gesso.weights import checksums, manifest
 
-    if entry.layout == "gesso" and list_file is None:
+    own_list = entry.layout == "gesso" or (entry.folder / manifest.NAME).is_file()  # exported, or pulled
+    if own_list and list_file is None:
         listed = manifest.names(entry.folder)
         return len(listed), manifest.findings(entry.folder, listed, contents=contents)
     places = [list_file] if list_file else [entry.folder / checksums.NAME, checksums.SHIPPED / f"{entry.name}.txt"]

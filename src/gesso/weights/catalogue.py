@@ -1,14 +1,13 @@
 """Every model by name: its family, where its files lie, its licence and defaults. Data, and the look-up.
 
 A name is one of the catalogue's, or the path of a folder with a model in it. Not here: reading tensors (`files`),
-putting a model together (`engine/loading`). Fetching is not done here yet: a missing model names the command.
+putting a model together (`engine/loading`), fetching it (`hub`): a missing model names the command that does.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,23 @@ _LONGEST_NAME = 80  # characters of a name that an error repeats
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Files of one repository of a hub: those whose names one of `patterns` matches, as the shell would ("*", "?").
+
+    `folder` is where they go below the entry's. `modelscope` is the repository's name there, "" where none is known.
+    """
+
+    repository: str
+    patterns: tuple[str, ...]
+    folder: str = ""
+    modelscope: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One model. `folder` holds its files; `files` are what must lie there, `size` their bytes where known.
+
+    `sources` are where a hub has them, and `fetch` is the command that gets them: none for what ships or is a user's.
 
     `layout` says how they are named: by our trainers, as Infinity's authors publish them, or as diffusers does.
     """
@@ -39,12 +53,15 @@ class Entry:
     files: tuple[str, ...]
     size: int | None = None
     fetch: str = ""
+    sources: tuple[Source, ...] = ()
     defaults: dict[str, object] = field(default_factory=dict)
 
     def missing_files(self) -> list[str]:
         """Which of `files` lie neither in `folder` nor, for models that ship, in the room of shared parts."""
         elsewhere = _shared_parts(self.folder) if self.layout == "gesso" else {}
-        return [name for name in self.files if name not in elsewhere and not (self.folder / name).exists()]
+        missing = [name for name in self.files if name not in elsewhere and not (self.folder / name).exists()]
+        unfinished = self.sources and (self.folder / manifest.UNFINISHED).exists()
+        return missing or (["the rest of a pull that was cut short"] if unfinished else [])
 
     def require_files(self) -> None:
         """Refuse a model whose files are not all here: MissingError with the command that mends it, or FileError."""
@@ -78,7 +95,7 @@ _OWN_FILES = {
 }
 _NANO = {
     name: f"{what} of the shapes world at 64 pixels, trained by this project; needs no download"
-    for name, what in {"infinity-nano": "Infinity"}.items()
+    for name, what in {"infinity-nano": "Infinity", "flux-nano": "FLUX"}.items()
 }
 
 # name -> (description, transformer, tokenizer, pixels of the default size's edge)
@@ -230,10 +247,15 @@ def _diffusers(name: str, published: _Diffusers) -> Entry:
         folder=folder,
         layout="diffusers",
         files=published.parts,
-        # Some repositories hold the same weights once more as a single file; the parts are what is read.
-        fetch=f"hf download {published.repository} --include model_index.json "
-        + " ".join(f"--include '{part}/*'" for part in published.parts[1:])
-        + f" --local-dir {shlex.quote(str(folder))}",
+        fetch=f"gesso models pull {name}",
+        sources=(
+            # Some repositories hold the same weights once more as a single file; the parts are what is read.
+            Source(
+                repository=published.repository,
+                patterns=(published.parts[0], *(f"{part}/*" for part in published.parts[1:])),
+                modelscope=published.repository,
+            ),
+        ),
         defaults={"width": published.edge, "height": published.edge},
     )
 
@@ -250,10 +272,13 @@ def _infinity(name: str) -> Entry:
         folder=folder,
         layout="infinity",
         files=(transformer, tokenizer, _TEXT_FOLDER),
-        fetch=f"hf download FoundationVision/Infinity --include '{transformer}*' --include {tokenizer} "
-        f"--local-dir {shlex.quote(str(folder))} "
-        "&& hf download google/flan-t5-xl --include '*.json' --include '*.model' --include '*.safetensors' "
-        f"--local-dir {shlex.quote(str(folder / _TEXT_FOLDER))}",
+        fetch=f"gesso models pull {name}",
+        sources=(
+            Source(repository="FoundationVision/Infinity", patterns=(transformer, f"{transformer}/*", tokenizer)),
+            Source(
+                repository="google/flan-t5-xl", patterns=("*.json", "*.model", "*.safetensors"), folder=_TEXT_FOLDER
+            ),
+        ),
         defaults={"width": edge, "height": edge, "guidance": 3.0, "temperature": 0.5 if "2b" in name else 1.0},
     )
 

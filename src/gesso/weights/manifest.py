@@ -1,5 +1,6 @@
-"""A model folder's `manifest.json`: size and SHA-256 of every file, made on export and checked on loading.
+"""A model folder's `manifest.json`: size and SHA-256 of every file, made on export or after a pull.
 
+Models of our own layout are checked against it on loading, published ones by `gesso models verify`.
 A file that shipped models share (`weights/shared`) is listed with `"shared": true` and lies in the zoo's shared room.
 """
 
@@ -16,6 +17,9 @@ from gesso.files import inside
 from gesso.weights.checksums import Findings
 
 NAME = "manifest.json"
+UNFINISHED = ".gesso-pull"
+"""Folder within a model's, there from a pull's beginning until all of its files are whole: what is half-fetched."""
+
 _MISSING = "is missing"
 SHARED = Path(__file__).parent.parent / "zoo" / "shared"
 
@@ -35,10 +39,16 @@ def make(folder: Path, shared: Mapping[str, str] | None = None) -> dict[str, dic
     paths = own | {name: shared_path(digest) for name, digest in shared.items()}
     listed: dict[str, dict[str, object]] = {}
     for name, path in sorted(paths.items()):
-        listed[name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        listed[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         if name in shared:
             listed[name]["shared"] = True
     return listed
+
+
+def sha256(path: Path) -> str:
+    """Of a file of any size, in small letters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def names(folder: Path) -> tuple[str, ...]:
@@ -86,7 +96,7 @@ class _Listed:
             return _MISSING
         if self.path.stat().st_size != self.size:
             return f"has {self.path.stat().st_size} bytes, not {self.size}"
-        if contents and hashlib.sha256(self.path.read_bytes()).hexdigest() != self.sha256:
+        if contents and sha256(self.path) != self.sha256:
             return "was altered"
         return ""
 

@@ -95,7 +95,7 @@ def test_absent_weights_name_the_command_that_fetches_them(
         outcome = call(capsys, *command, "--model", "infinity-2b")
         assert outcome.status == 3
         assert "infinity-2b" in outcome.error
-        assert "get it with: hf download" in outcome.error
+        assert "get it with: gesso models pull infinity-2b" in outcome.error
     assert list(own_folder.iterdir()) == []
 
 

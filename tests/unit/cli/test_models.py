@@ -1,9 +1,10 @@
-"""`gesso models verify` and `manifest`: every missing and altered file by name, and nothing replaced."""
+"""`gesso models`: every missing and altered file by name, nothing replaced, nothing removed that was not pulled."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,4 +78,40 @@ def test_a_published_model_that_is_not_here(
 ) -> None:
     """Its list ships with gesso, so its files can be named before they are fetched."""
     monkeypatch.setenv("GESSO_HOME", str(tmp_path))
-    assert "fetch it first: hf download" in call(capsys, "models", "verify", "z-image-turbo").error
+    assert "fetch it first: gesso models pull z-image-turbo" in call(capsys, "models", "verify", "z-image-turbo").error
+
+
+def test_what_is_not_a_pulled_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path
+) -> None:
+    """Nothing that ships or that is the user's own is fetched or removed."""
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path / "home"))
+    for command in ("pull", "remove"):
+        assert "ships with gesso" in call(capsys, "models", command, "infinity-nano").error
+        assert "local folder" in call(capsys, "models", command, published).error
+        assert "did you mean" in call(capsys, "models", command, "z-image-turbos").error
+    assert "no such folder" in call(capsys, "models", "remove", "z-image-turbo", "--yes").error
+    assert (published / "vae/config.json").is_file()
+    shown = call(capsys, "models", "show", "infinity-2b").out
+    assert "gesso models pull infinity-2b" in shown
+    assert "*.safetensors of google/flan-t5-xl" in shown
+
+
+def test_a_client_that_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GESSO_OFFLINE", raising=False)
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
+    outcome = call(capsys, "models", "pull", "z-image-turbo", "--from", "modelscope")
+    assert (outcome.status, "gesso[modelscope]" in outcome.error) == (3, True)
+
+
+def test_tokens_are_never_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("GESSO_HF_TOKEN", "hf_secret")
+    for options in ((), ("--json",)):
+        assert "hf_secret" not in call(capsys, "config", *options).out
+    place = tmp_path / "gesso/config.toml"
+    place.parent.mkdir(parents=True)
+    place.write_text("modelscope_token = 7654321\n")
+    assert "7654321" not in call(capsys, "config").error
