@@ -73,7 +73,9 @@ def share(folder: Path, names: Sequence[str] = PARTS) -> dict[str, Path]:
             part(folder, name)  # says what is missing, and what to do
     path = folder / "config.json"
     _write_json(path, _read_config(path) | ({"shared": digests} if digests else {}))
-    _write_json(folder / manifest.NAME, manifest.make(folder, shared=digests))
+    known = manifest.names(folder)  # a card that lies beside the model is none of its files
+    made = manifest.make(folder, shared=digests)
+    _write_json(folder / manifest.NAME, {name: entry for name, entry in made.items() if name in known})
     for name in digests:
         (folder / name).unlink(missing_ok=True)
     return {name: part(folder, name) for name in digests}

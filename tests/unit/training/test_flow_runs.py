@@ -17,7 +17,7 @@ from gesso.request import GenerationRequest
 from gesso.training import latents, recipes
 from gesso.training.flow import FlowTask
 from gesso.training.painting import paint
-from gesso.weights import catalogue, flow_nano, manifest
+from gesso.weights import catalogue, flow_nano, manifest, shared
 from tests.unit.cli.running import call
 from tests.unit.training.tiny_recipes import (
     FLUX,
@@ -231,5 +231,5 @@ def test_the_real_recipes_fit_the_zoo(name: str) -> None:
     network = flow_nano.FAMILIES[name.removesuffix("-nano")].build(settings.network)  # type: ignore[attr-defined]
     numbers = sum(parameter.numel() for part in (autoencoder, network) for parameter in part.parameters())
     assert 2_500_000 <= sum(parameter.numel() for parameter in network.parameters()) <= 4_000_000
-    text = catalogue.ZOO / "infinity-nano" / "text.safetensors"
+    text = shared.part(catalogue.ZOO / "infinity-nano", "text.safetensors")
     assert 2 * numbers + text.stat().st_size <= 7_950_000

@@ -104,7 +104,7 @@ def test_a_smaller_loss_after_some_steps() -> None:
         ({"measured": "0"}, "measured", "from 1 to"),
         ({"widths": "[4, 6, 7]"}, "set", "a multiple of 2 groups"),
         ({"latent_channels": "0"}, "set", "latent_channels must be at least 1"),
-        ({"scaling_factor": "0"}, "set", "scaling_factor must be above 0"),
+        ({"scaling_factor": "0"}, "set", "scaling_factor 0.0 is not a finite number above 0"),
     ],
     ids=str,
 )

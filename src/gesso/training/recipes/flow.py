@@ -42,7 +42,7 @@ def flux_nano() -> Recipe:
         pooled_projection_dim=128,
         axes_dims_rope=(8, 12, 12),
     )
-    return _nano("flux-nano", network, guidance=3.0)
+    return _nano("flux-nano", network, guidance=5.0)
 
 
 def z_image_nano() -> Recipe:
