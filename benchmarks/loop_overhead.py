@@ -1,6 +1,6 @@
 """What our loop costs: FLUX by the six verbs, and through the engine, against diffusers' own `FluxPipeline` call.
 
-    python -m benchmarks.loop_overhead [--batches 1 4] [--steps 8] [--side 192] [--repeats 7] [--device cpu]
+    python -m benchmarks.loop_overhead [--batches 1 4] [--steps 8] [--side 192] [--repeats 21] [--device cpu]
 
 The same random weights, text features, seeds and batches on all sides, which take turns within one run, each time in
 another order. Text encoders are left out: they would be the same calls. The pictures are compared as well. Wanted: at
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--side", type=int, default=192, help="pixels, a multiple of 16")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     claims = Claims("loop-overhead", given.save)
