@@ -80,4 +80,5 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 # Models that ship with Gesso.
 TRAINED: dict[str, Callable[[], Subject]] = {
     "infinity-nano": lambda: Subject(pipeline=_shipped("infinity-nano")),
+    "flux-nano": lambda: Subject(pipeline=_shipped("flux-nano")),
 }
