@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from gesso.errors import FileError, MissingError
 from gesso.files import written_aside
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 
 Log = list[dict[str, float]]
 """The lines of a run's log."""

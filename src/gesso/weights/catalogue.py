@@ -7,7 +7,6 @@ putting a model together (`engine/loading`), fetching it (`hub`): a missing mode
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.settings import load_settings
 from gesso.weights import manifest, shared
+from gesso.weights.configuration import read_config
 
 Layout = Literal["gesso", "infinity", "diffusers"]
 
@@ -281,22 +281,3 @@ def _infinity(name: str) -> Entry:
         ),
         defaults={"width": edge, "height": edge, "guidance": 3.0, "temperature": 0.5 if "2b" in name else 1.0},
     )
-
-
-def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
-    """A model folder's configuration. Raises FileError where there is none, or it is no object."""
-    path = folder / name
-    if not folder.is_dir():
-        raise FileError(folder, "no such folder", "name a model of the catalogue or a folder with one")
-    if not path.is_file():
-        wanted = "name a folder that gesso train has exported, or one in diffusers' layout"
-        raise FileError(folder, f"holds no model (no {name})", wanted)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(path, "is not JSON", "fetch or export the model again") from error
-    if not isinstance(config, dict):
-        raise FileError(path, "is not a configuration", "fetch or export the model again")
-    return config

@@ -18,7 +18,7 @@ from gesso.errors import FileError, GessoError
 from gesso.models.diffusers_parts import autoencoder_kl
 from gesso.models.kl_autoencoder import scaling_problem
 from gesso.models.transformers_parts import reason
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 from gesso.weights.files import fill, read_tensors
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from gesso.models.s3dit.transformer import S3DiT
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.request import parse_request
 from gesso.weights import manifest, shared
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 from gesso.weights.files import read_tensors
 from gesso.weights.infinity import filled, parse
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from gesso.errors import FileError
 from gesso.sampling.flow import shift_of_tokens
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 
 NAME = "scheduler_config.json"
 

@@ -25,7 +25,7 @@ from gesso.models.infinity.checkpoint import (
 from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.weights import manifest, shared
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 from gesso.weights.files import fill, read_tensors
 
 Config = TypeVar("Config")

@@ -18,6 +18,7 @@ from pathlib import Path
 from gesso.errors import FileError, WeightsError
 from gesso.files import ready_folder, written_aside
 from gesso.weights import manifest
+from gesso.weights.configuration import read_config
 
 PARTS = ("text.safetensors", "autoencoder.safetensors", "tokenizer.safetensors")
 """What models may have in common; a transformer is always a model's own."""
@@ -46,7 +47,7 @@ def part(folder: Path, name: str) -> Path:
 
 def listed(folder: Path) -> dict[str, str]:
     """Digests by name of the parts that a model's folder leaves to the shared room. Raises FileError."""
-    config = _read_config(folder / "config.json")
+    config = read_config(folder)
     found = config.get("shared", {})
     if not isinstance(found, dict) or not all(
         name in PARTS and isinstance(digest, str) and _DIGEST.fullmatch(digest) for name, digest in found.items()
@@ -72,7 +73,7 @@ def share(folder: Path, names: Sequence[str] = PARTS) -> dict[str, Path]:
         if not manifest.shared_path(digests[name]).is_file():
             part(folder, name)  # says what is missing, and what to do
     path = folder / "config.json"
-    _write_json(path, _read_config(path) | ({"shared": digests} if digests else {}))
+    _write_json(path, read_config(folder) | ({"shared": digests} if digests else {}))
     known = manifest.names(folder)  # a card that lies beside the model is none of its files
     made = manifest.make(folder, shared=digests)
     _write_json(folder / manifest.NAME, {name: entry for name, entry in made.items() if name in known})
@@ -91,18 +92,6 @@ def _into_the_room(source: Path) -> str:
         with written_aside(target) as aside:
             aside.write_bytes(content)
     return digest
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(path, "is not JSON", "fetch or export the model again") from error
-    if not isinstance(config, dict):
-        raise FileError(path, "is not a configuration", "fetch or export the model again")
-    return config
 
 
 def _write_json(path: Path, values: object) -> None:

@@ -20,7 +20,7 @@ from gesso.models.s3dit.transformer import S3DiT
 from gesso.models.siglip_pictures import SiglipPictures
 from gesso.models.transformers_parts import check_tokenizer, quiet, read_network, read_tokenizer, usable
 from gesso.weights import diffusers_layout
-from gesso.weights.catalogue import read_config
+from gesso.weights.configuration import read_config
 from gesso.weights.files import check_shards, fill, read_tensors
 from gesso.weights.infinity import parse
 

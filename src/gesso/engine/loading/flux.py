@@ -18,7 +18,8 @@ from gesso.engine.device import default_device, has_fast_bfloat16
 from gesso.errors import FileError
 from gesso.models.diffusers_parts import flux_transformer
 from gesso.models.flux_text import FluxText, load_flux_text
-from gesso.weights.catalogue import Entry, read_config
+from gesso.weights.catalogue import Entry
+from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_autoencoder, load_network
 from gesso.weights.files import check_shards, digest, files_of
 from gesso.weights.flow_schedule import read_schedule

@@ -20,8 +20,9 @@ from gesso.pipelines.contract import Pipeline
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
 from gesso.request import parse_request
-from gesso.weights import catalogue, manifest
+from gesso.weights import manifest
 from gesso.weights.catalogue import Entry
+from gesso.weights.configuration import read_config
 from gesso.weights.files import digest
 from gesso.weights.infinity import (
     load_published_tokenizer,
@@ -35,7 +36,7 @@ from gesso.weights.infinity import (
 
 def plan_own(entry: Entry) -> Pipeline:
     """A pipeline of our trainers' layout that can plan and nothing else: no weights are read."""
-    config = catalogue.read_config(entry.folder)
+    config = read_config(entry.folder)
     with torch.device("meta"):
         return InfinityPipeline(
             transformer=InfinityTransformer(parse(InfinityConfig, config.get("network"), entry.folder)),
@@ -119,7 +120,7 @@ def _defaults(entry: Entry) -> GenerationDefaults:
 
 
 def _schedules(folder: Path) -> dict[tuple[int, int], ScaleSchedule]:
-    found = catalogue.read_config(folder).get("schedules")
+    found = read_config(folder).get("schedules")
     if not isinstance(found, Mapping):
         raise FileError(folder, "its configuration lacks schedules", "export the model again")
     return {_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in found.items()}

@@ -20,7 +20,8 @@ from gesso.models.s3dit.packing import padded
 from gesso.models.siglip_pictures import SiglipPictures
 from gesso.pipelines.z_image import ZImagePipeline
 from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule, ZImageDefaults
-from gesso.weights.catalogue import Entry, read_config
+from gesso.weights.catalogue import Entry
+from gesso.weights.configuration import read_config
 from gesso.weights.files import digest, files_of
 from gesso.weights.flow_schedule import read_schedule
 from gesso.weights.infinity import parse

@@ -28,7 +28,7 @@ def shapes_autoencoder() -> Recipe:
 
 
 def flux_nano() -> Recipe:
-    """FLUX on 64 tokens of pictures and 32 of text: 2.7 million parameters, 64 pixels; about 90 minutes on two cores.
+    """FLUX on 64 tokens of pictures and 32 of text: 2.7 million parameters, 64 pixels; about an hour on two cores.
 
     Narrow and deep: nine blocks of width 128 take half as long again as five of 160, which have as many parameters.
     """
@@ -46,7 +46,7 @@ def flux_nano() -> Recipe:
 
 
 def z_image_nano() -> Recipe:
-    """S3-DiT on as many tokens, with as many parameters; about 90 minutes on two cores.
+    """S3-DiT on as many tokens, with as many parameters; about an hour on two cores.
 
     Its guidance of 2 is what others call 3.
     """
