@@ -38,7 +38,7 @@ def plan(
     from gesso.engine.loading import load_pipeline, load_planner
 
     place = settings.device or default_device()
-    made = (load_planner(request.model) or load_pipeline(request.model, place)).plan(request)
+    made = (load_planner(request.model, place) or load_pipeline(request.model, place)).plan(request)
     speed = measured_speed(place)
     if as_json:
         typer.echo(json.dumps(_as_object(made, speed, place), ensure_ascii=False))

@@ -26,7 +26,7 @@ class FlanT5:
     tensors of the encoder or has them in other shapes.
     """
 
-    def __init__(self, folder: Path, *, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype) -> None:
         if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make up an empty one
             raise FileError(folder, f"holds no tokenizer ({' or '.join(_TOKENIZERS)})", "fetch it again")
         try:
@@ -49,7 +49,7 @@ class FlanT5:
             mismatched = [f"{name}: {tuple(found)} where {tuple(wanted)} is wanted"
                           for name, found, wanted in loading["mismatched_keys"]]  # fmt: skip
             raise WeightsError(folder, missing=sorted(loading["missing_keys"]), mismatched=sorted(mismatched))
-        self._model = model.to(device).eval().requires_grad_(False)
+        self.network = model.eval().requires_grad_(False)
 
     @property
     def max_tokens(self) -> int:
@@ -58,7 +58,7 @@ class FlanT5:
     @property
     def width(self) -> int:
         """E, of the features."""
-        return self._model.config.d_model
+        return self.network.config.d_model
 
     def count(self, prompt: str) -> int:
         """Tokens of a prompt, the end mark included, before any cut."""
@@ -73,7 +73,7 @@ class FlanT5:
         """Features of each prompt with its own T. Padding to the longest is masked, so it changes only rounding."""
         tokens = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt"
-        ).to(self._model.device)
-        features_BTE = self._model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        ).to(self.network.device)
+        features_BTE = self.network(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [row[:length].float() for row, length in zip(features_BTE, lengths, strict=True)]

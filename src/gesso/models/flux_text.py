@@ -86,7 +86,7 @@ class FluxText(nn.Module):
         return tokens.input_ids.to(next(self.parameters()).device)
 
 
-def load_flux_text(folder: Path, *, device: str, dtype: torch.dtype, length: int, weights: bool = True) -> FluxText:
+def load_flux_text(folder: Path, *, dtype: torch.dtype, length: int, weights: bool = True) -> FluxText:
     """Both encoders and tokenizers of a model folder in diffusers' layout.
 
     Without `weights` the networks have their shapes and lie on the meta device, for planning.
@@ -106,7 +106,7 @@ def load_flux_text(folder: Path, *, device: str, dtype: torch.dtype, length: int
     check_tokenizer(clip_tokenizer, folder / "tokenizer", clip.config.vocab_size, pads=True)
     check_tokenizer(t5_tokenizer, folder / "tokenizer_2", t5.config.vocab_size, pads=True)
     text = FluxText(clip=clip, t5=t5, clip_tokenizer=clip_tokenizer, t5_tokenizer=t5_tokenizer, length=length)
-    return (text.to(device) if weights else text).eval().requires_grad_(False)
+    return text.eval().requires_grad_(False)
 
 
 def _ids(tokenizer: Any, prompt: str) -> list[int]:

@@ -176,10 +176,10 @@ def test_a_model_that_ships_by_its_path(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_fault_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(entry: object) -> None:
+    def broken(entry: object, build: object) -> None:
         raise KeyError("broken\nin two")
 
-    monkeypatch.setattr("gesso.engine.loading.infinity.plan_own", broken)
+    monkeypatch.setattr("gesso.engine.loading.infinity.load_own", broken)
     outcome = call(capsys, "plan", "a star")
     assert outcome.status == 1
     assert "KeyError" in outcome.error

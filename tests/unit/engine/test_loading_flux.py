@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gesso.engine.loading.flux import load_published, plan_published
+from gesso.engine.loading.build import Build
+from gesso.engine.loading.flux import load_published
 from gesso.errors import FileError, GessoError, WeightsError
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxDefaults
@@ -39,7 +40,7 @@ def model(whole: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> FluxPipeline:
-    return load_published(catalogue.find(str(folder)), "cpu", dtype)
+    return load_published(catalogue.find(str(folder)), Build(device="cpu", dtype=dtype))
 
 
 def refused(kind: type[GessoError], folder: Path) -> str:
@@ -102,7 +103,7 @@ def test_a_planner_reads_no_weights(model: Path) -> None:
     expected = load(model).plan(REQUEST)
     for path in model.rglob("*.safetensors"):
         path.unlink()
-    planned = plan_published(catalogue.find(str(model))).plan(REQUEST)
+    planned = load_published(catalogue.find(str(model)), Build(device="meta")).plan(REQUEST)
     assert (planned.request, planned.steps, planned.cost.flops) == (
         expected.request,
         expected.steps,
@@ -135,7 +136,7 @@ def test_another_family_is_named(model: Path) -> None:
     entry = catalogue.find(str(whole_entry(model)))
     change_json(model / "model_index.json", lambda index: index.update(_class_name="ZImagePipeline"))
     with pytest.raises(FileError, match=r"ZImagePipeline, not a FLUX\.1"):
-        load_published(entry, "cpu", torch.float32)
+        load_published(entry, Build(device="cpu", dtype=torch.float32))
 
 
 def whole_entry(folder: Path) -> Path:
@@ -176,7 +177,7 @@ def test_a_text_encoder_of_something_else_is_named(model: Path) -> None:
 def test_a_configuration_that_does_not_fit(model: Path, part: str, values: dict, problem: str) -> None:
     change_json(model / part / "config.json", lambda config: config.update(values))
     with pytest.raises(FileError, match=problem):
-        plan_published(catalogue.find(str(model)))
+        load_published(catalogue.find(str(model)), Build(device="meta"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_configuration_that_does_not_fit(model: Path, part: str, values: dict,
 def test_a_value_that_cannot_be_used(model: Path, part: str, values: dict, problem: str) -> None:
     change_json(model / part, lambda config: config.update(values))
     with pytest.raises(FileError, match=problem) as caught:
-        plan_published(catalogue.find(str(model)))
+        load_published(catalogue.find(str(model)), Build(device="meta"))
     assert "\n" not in str(caught.value)
     refused(FileError, model)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gesso.engine.loading import flow_nano as loading
+from gesso.engine.loading.build import Build
 from gesso.errors import FileError, MissingError, RequestError, WeightsError
 from gesso.models import flux_network
 from gesso.models.word_encoder import PAD
@@ -63,7 +64,7 @@ def test_a_shift_bends_times_towards_noise() -> None:
 
 
 def _pipeline(folder: Path) -> Any:
-    return loading.load_own(catalogue.find(str(folder)), "cpu", torch.float32)
+    return loading.load_own(catalogue.find(str(folder)), Build(device="cpu", dtype=torch.float32))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from gesso.engine.loading import flow_nano as loading
+from gesso.engine.loading.build import Build
 from gesso.errors import FileError, WeightsError
 from gesso.request import GenerationRequest
 from gesso.training import latents, recipes
@@ -107,10 +108,10 @@ def test_an_export_paints_and_plans(flow_runs: dict[str, Path], family: str) -> 
     entry = catalogue.find(str(flow_runs[family] / "export"))
     assert entry.family == family
     request = GenerationRequest(prompt="a red star on a white moon", seed=1)
-    (picture,) = paint(loading.load_own(entry, "cpu", torch.float32), [request])
+    (picture,) = paint(loading.load_own(entry, Build(device="cpu", dtype=torch.float32)), [request])
     assert picture.size == (32, 32)
-    planned = loading.plan_own(entry).plan(request)
-    assert planned == loading.load_own(entry, "cpu", torch.float32).plan(request)
+    planned = loading.load_own(entry, Build(device="meta")).plan(request)
+    assert planned == loading.load_own(entry, Build(device="cpu", dtype=torch.float32)).plan(request)
     assert (planned.steps, planned.request.guidance) == (2, 2.0)
     assert any("moon" in warning for warning in planned.warnings)
 

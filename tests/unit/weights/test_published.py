@@ -208,7 +208,7 @@ def test_parts_that_do_not_fit_each_other(home: Path, tmp_path: Path, monkeypatc
 
 
 def test_text_features_drop_padding(text_encoder: Path) -> None:
-    encoder = FlanT5(text_encoder, device="cpu", dtype=torch.float32)
+    encoder = FlanT5(text_encoder, dtype=torch.float32)
     assert encoder.width == TEXT_WIDTH
     assert encoder.count("a red star") == 4
     assert encoder.count("red " * 1000) == 1001
@@ -257,6 +257,6 @@ def test_a_text_encoder_that_cannot_be_used(
     assert callable(spoil)
     spoil(folder)
     with pytest.raises((FileError, WeightsError), match=words) as caught:
-        FlanT5(folder, device="cpu", dtype=torch.float32)
+        FlanT5(folder, dtype=torch.float32)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""

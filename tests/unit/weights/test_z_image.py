@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gesso.engine.loading.z_image import load_published, plan_published
+from gesso.engine.loading.build import Build
+from gesso.engine.loading.z_image import load_published
 from gesso.errors import FileError, GessoError, WeightsError
 from gesso.models.qwen_text import QwenText
 from gesso.request import GenerationRequest
@@ -86,8 +87,10 @@ def test_without_weights_there_are_shapes(published: Path, copied: Path) -> None
     for path in (*copied.rglob("*.safetensors"), copied / INDEX):
         path.unlink()
     entry = catalogue.find(str(copied))
-    planned = plan_published(entry).plan(GenerationRequest(prompt="a red star", width=64, height=64, seed=1))
-    real = load_published(catalogue.find(str(published)), "cpu", torch.float32)
+    planned = load_published(entry, Build(device="meta")).plan(
+        GenerationRequest(prompt="a red star", width=64, height=64, seed=1)
+    )
+    real = load_published(catalogue.find(str(published)), Build(device="cpu", dtype=torch.float32))
     assert planned.request == real.plan(planned.request).request
     assert planned.cost.flops == real.plan(planned.request).cost.flops
 
@@ -179,7 +182,7 @@ def test_what_does_not_fit_is_named(
     entry = catalogue.find(str(copied))
     spoil(copied)
     with pytest.raises(error, match=words) as caught:
-        load_published(entry, "cpu", torch.float32)
+        load_published(entry, Build(device="cpu", dtype=torch.float32))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
 
@@ -238,7 +241,7 @@ def test_pieces_about_pictures() -> None:
 
 def test_the_whole_model_paints(published: Path) -> None:
     """Files to pixels, equal to what is put together by hand."""
-    pipeline = load_published(catalogue.find(str(published)), "cpu", torch.float32)
+    pipeline = load_published(catalogue.find(str(published)), Build(device="cpu", dtype=torch.float32))
     assert len(pipeline.digest) == 64
     plan = pipeline.plan(GenerationRequest(prompt="a red star", width=64, height=64, seed=1))
     assert (plan.steps, plan.request.guidance) == (8, 0.0)
@@ -253,7 +256,7 @@ def test_the_whole_model_paints(published: Path) -> None:
 
 def test_what_it_is_goes_by_its_files(copied: Path, tmp_path: Path) -> None:
     set_config(copied / "scheduler/scheduler_config.json", shift=6.0)
-    plan = load_published(catalogue.find(str(copied)), "cpu", torch.float32).plan(
+    plan = load_published(catalogue.find(str(copied)), Build(device="cpu", dtype=torch.float32)).plan(
         GenerationRequest(prompt="a", width=64, height=64)
     )
     assert (plan.steps, plan.request.guidance) == (50, 5.0)
@@ -278,7 +281,7 @@ def editing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_that_edits(editing: Path, tmp_path: Path) -> None:
-    pipeline = load_published(catalogue.find(str(editing)), "cpu", torch.float32)
+    pipeline = load_published(catalogue.find(str(editing)), Build(device="cpu", dtype=torch.float32))
     Image.linear_gradient("L").convert("RGB").resize((48, 32)).save(tmp_path / "given.png")
     request = GenerationRequest(prompt="a red star", init_image=str(tmp_path / "given.png"), steps=2, seed=1)
     plan = pipeline.plan(request)
@@ -295,7 +298,7 @@ def test_an_editing_models_pictures_are_strict_too(editing: Path, tmp_path: Path
     pictures = load_pictures(copied, torch.float32)
     assert pictures is not None
     assert (pictures.width, pictures.max_tokens) == (10, 12)
-    whole = load_published(catalogue.find(str(copied)), "cpu", torch.float32).digest
+    whole = load_published(catalogue.find(str(copied)), Build(device="cpu", dtype=torch.float32)).digest
     config, path = copied / "siglip/config.json", copied / "siglip/model.safetensors"
     text, content = config.read_text("utf-8"), path.read_bytes()
     for size in (-4, "wide"):
@@ -312,7 +315,7 @@ def test_an_editing_models_pictures_are_strict_too(editing: Path, tmp_path: Path
         load_pictures(copied, torch.float32)
     path.write_bytes(content)
     rewrite(path, lambda state: next(iter(state.values())).add_(1))
-    assert load_published(catalogue.find(str(copied)), "cpu", torch.float32).digest != whole
+    assert load_published(catalogue.find(str(copied)), Build(device="cpu", dtype=torch.float32)).digest != whole
     rewrite(path, _drop_norm)
     with pytest.raises(WeightsError, match="1 missing"):
         load_pictures(copied, torch.float32)

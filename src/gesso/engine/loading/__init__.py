@@ -10,7 +10,8 @@ from importlib import import_module
 
 import torch
 
-from gesso.engine.device import has_fast_bfloat16
+from gesso.engine.device import default_device, has_fast_bfloat16
+from gesso.engine.loading.build import Build
 from gesso.errors import RequestError
 from gesso.pipelines.contract import Pipeline
 from gesso.weights import catalogue
@@ -25,15 +26,17 @@ _DTYPES = {
     "fp16": torch.float16,
 }
 
-# (family, layout) -> the module beside this one, its loader, and its maker of planners where sizes need no weights.
-_LOADERS: dict[tuple[str, str], tuple[str, str, str | None]] = {
-    ("infinity", "gesso"): ("infinity", "load_own", "plan_own"),
-    ("infinity", "infinity"): ("infinity", "load_published", None),
-    ("flux", "gesso"): ("flow_nano", "load_own", "plan_own"),
-    ("flux", "diffusers"): ("flux", "load_published", "plan_published"),
-    ("z-image", "gesso"): ("flow_nano", "load_own", "plan_own"),
-    ("z-image", "diffusers"): ("z_image", "load_published", "plan_published"),
+# (family, layout) -> the module beside this one and its loader.
+_LOADERS: dict[tuple[str, str], tuple[str, str]] = {
+    ("infinity", "gesso"): ("infinity", "load_own"),
+    ("infinity", "infinity"): ("infinity", "load_published"),
+    ("flux", "gesso"): ("flow_nano", "load_own"),
+    ("flux", "diffusers"): ("flux", "load_published"),
+    ("z-image", "gesso"): ("flow_nano", "load_own"),
+    ("z-image", "diffusers"): ("z_image", "load_published"),
 }
+# Whose sizes are in the weights: there is no planning without reading them.
+_SIZED_BY_WEIGHTS = {("infinity", "infinity")}
 
 
 def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> Pipeline:
@@ -47,18 +50,24 @@ def load_pipeline(name_or_path: str, device: str, dtype: str | None = None) -> P
     if dtype is not None and dtype not in _DTYPES:
         raise RequestError("dtype", dtype, "a dtype that is known", f"one of: {', '.join(_DTYPES)}")
     chosen = _DTYPES[dtype] if dtype else _default_dtype(entry, device)
-    module, loader, _ = _LOADERS[entry.family, entry.layout]
-    return getattr(import_module(f"{__name__}.{module}"), loader)(entry, device, chosen)
+    return _load(entry, Build(device=device, dtype=chosen))
 
 
-def load_planner(name_or_path: str) -> Pipeline | None:
+def load_planner(name_or_path: str, device: str | None = None) -> Pipeline | None:
     """A pipeline that can plan and nothing else: networks have their shapes and no weights, which are not read.
 
-    None where the sizes are in the weights. Raises as `load_pipeline` does.
+    `device` is the one that is planned for, which decides the dtype. None where the sizes are in the weights. Raises as
+    `load_pipeline` does.
     """
     entry = _complete_entry(name_or_path)
-    module, _, planner = _LOADERS[entry.family, entry.layout]
-    return getattr(import_module(f"{__name__}.{module}"), planner)(entry) if planner else None
+    if (entry.family, entry.layout) in _SIZED_BY_WEIGHTS:
+        return None
+    return _load(entry, Build(device="meta", dtype=_default_dtype(entry, device or default_device())))
+
+
+def _load(entry: Entry, build: Build) -> Pipeline:
+    module, loader = _LOADERS[entry.family, entry.layout]
+    return getattr(import_module(f"{__name__}.{module}"), loader)(entry, build)
 
 
 def _complete_entry(name_or_path: str) -> Entry:

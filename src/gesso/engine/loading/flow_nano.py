@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from gesso.engine.loading.build import Build
 from gesso.models.word_features import FluxWordFeatures, WordFeatures
 from gesso.pipelines.contract import Pipeline
 from gesso.weights import flow_nano
@@ -20,17 +20,13 @@ from gesso.weights.flow_nano import FlowNano
 from gesso.weights.infinity import parse
 
 
-def plan_own(entry: Entry) -> Pipeline:
-    """A pipeline of our trainers' layout that can plan and nothing else: no weights are read."""
-    return assemble(flow_nano.load(entry.folder, weights=False), entry.name, entry.folder)
-
-
-def load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
-    """A model of our trainers' layout."""
-    model = flow_nano.load(entry.folder)
-    for part in (model.network, model.autoencoder):  # their own `to` warns of parts kept in float32: there are none
-        nn.Module.to(part, device, dtype)
-    model.text.to(device)
+def load_own(entry: Entry, build: Build) -> Pipeline:
+    """A model of our trainers' layout; without weights it can plan and nothing else."""
+    model = flow_nano.load(entry.folder, weights=build.weights)
+    if build.weights:
+        for part in (model.network, model.autoencoder):  # their own `to` warns of parts kept in float32: there are none
+            nn.Module.to(part, dtype=build.dtype)
+        build.place({"text_encoder": model.text, "transformer": model.network, "autoencoder": model.autoencoder})
     return assemble(model, entry.name, entry.folder)
 
 

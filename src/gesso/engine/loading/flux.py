@@ -11,10 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from gesso.engine.device import default_device, has_fast_bfloat16
+from gesso.engine.loading.build import Build
 from gesso.errors import FileError
 from gesso.models.diffusers_parts import flux_transformer
 from gesso.models.flux_text import FluxText, load_flux_text
@@ -35,23 +32,17 @@ _EDGE = 1024
 _LENGTH_DEV, _LENGTH_SCHNELL = 512, 256
 
 
-def load_published(entry: Entry, device: str, dtype: torch.dtype) -> FluxPipeline:
+def load_published(entry: Entry, build: Build) -> FluxPipeline:
     """FLUX.1 as its authors publish it for diffusers; what its files say decides whether it is dev or schnell.
 
     Raises FileError for a folder that holds something else or whose parts do not fit each other, WeightsError for
     weights that are incomplete, too many, damaged or of the wrong shape, MissingError without diffusers.
     """
-    return _put_together(entry, device, dtype)
+    return _put_together(entry, build)
 
 
-def plan_published(entry: Entry) -> FluxPipeline:
-    """The same, to plan with and nothing else: networks have their shapes and no weights, which are not read."""
-    bfloat16 = default_device() != "cpu" or has_fast_bfloat16()
-    return _put_together(entry, "meta", torch.bfloat16 if bfloat16 else torch.float32)
-
-
-def _put_together(entry: Entry, device: str, dtype: torch.dtype) -> FluxPipeline:
-    folder, weights = entry.folder, device != "meta"
+def _put_together(entry: Entry, build: Build) -> FluxPipeline:
+    folder, weights, dtype = entry.folder, build.weights, build.dtype
     called = read_config(folder, "model_index.json").get("_class_name")
     if called not in _PIPELINES:
         raise FileError(folder, f"holds diffusers' {called}, not a FLUX.1", f"one of {', '.join(_PIPELINES)} is wanted")
@@ -61,14 +52,13 @@ def _put_together(entry: Entry, device: str, dtype: torch.dtype) -> FluxPipeline
     schedule = read_schedule(folder / "scheduler")
     transformer = load_network(folder / "transformer", kind, dtype, weights=weights)
     autoencoder = load_autoencoder(folder, dtype, weights=weights)
-    for network in (transformer, autoencoder):  # diffusers' own `to` has remarks to make
-        nn.Module.to(network, device)
     values: Any = transformer.config
     length = _LENGTH_DEV if values["guidance_embeds"] else _LENGTH_SCHNELL
     for part in _TEXT_ENCODERS if weights else ():
         check_shards(folder / part)
-    text = load_flux_text(folder, device=device, dtype=dtype, length=length, weights=weights)
+    text = load_flux_text(folder, dtype=dtype, length=length, weights=weights)
     _check_fit(folder, values, autoencoder.config, text)
+    build.place({"text_encoder": text, "transformer": transformer, "autoencoder": autoencoder})
     return FluxPipeline(
         transformer=transformer,
         autoencoder=autoencoder,

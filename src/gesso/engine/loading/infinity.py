@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from gesso.engine.loading.build import Build
 from gesso.errors import FileError, RequestError
 from gesso.models.flan_t5 import FlanT5
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
@@ -34,7 +36,7 @@ from gesso.weights.infinity import (
 )
 
 
-def plan_own(entry: Entry) -> Pipeline:
+def _planner(entry: Entry) -> Pipeline:
     """A pipeline of our trainers' layout that can plan and nothing else: no weights are read."""
     config = read_config(entry.folder)
     with torch.device("meta"):
@@ -49,17 +51,20 @@ def plan_own(entry: Entry) -> Pipeline:
         )
 
 
-def load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
-    """A model of our trainers' layout."""
+def load_own(entry: Entry, build: Build) -> Pipeline:
+    """A model of our trainers' layout; without weights it can plan and nothing else."""
+    if not build.weights:
+        return _planner(entry)
     folder = entry.folder
     digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
     transformer, autoencoder, text = load_transformer(folder), load_tokenizer(folder), load_word_encoder(folder)
     schedules, defaults = _schedules(folder), _defaults(entry)
     _check_fit(entry, transformer.config, autoencoder.config, text.config.width, schedules)
+    _place(build, transformer, autoencoder, text)
     return InfinityPipeline(
-        transformer=transformer.cast_blocks(dtype).to(device),
-        autoencoder=autoencoder.cast(dtype).to(device),
-        text=text.to(device),
+        transformer=transformer,
+        autoencoder=autoencoder,
+        text=text,
         schedules=schedules,
         defaults=defaults,
         name=entry.name,
@@ -67,23 +72,30 @@ def load_own(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
     )
 
 
-def load_published(entry: Entry, device: str, dtype: torch.dtype) -> Pipeline:
+def load_published(entry: Entry, build: Build) -> Pipeline:
     """Infinity as its authors publish it."""
     transformer_path, tokenizer_path, text_path = (entry.folder / name for name in entry.files)
     autoencoder = load_published_tokenizer(tokenizer_path)
     transformer = load_published_transformer(transformer_path, patchify=autoencoder.config.stride == 8)
     files = [path for part in (transformer_path, tokenizer_path) for path in _files_of(part)]
-    text, schedules = FlanT5(text_path, device=device, dtype=dtype), pixel_sizes()
+    text, schedules = FlanT5(text_path, dtype=build.dtype), pixel_sizes()
     _check_fit(entry, transformer.config, autoencoder.config, text.width, schedules)
+    _place(build, transformer, autoencoder, text.network)
     return InfinityPipeline(
-        transformer=transformer.cast_blocks(dtype).to(device),
-        autoencoder=autoencoder.cast(dtype).to(device),
+        transformer=transformer,
+        autoencoder=autoencoder,
         text=text,
         schedules=schedules,
         defaults=_defaults(entry),
         name=entry.name,
         digest=digest(files),
     )
+
+
+def _place(build: Build, transformer: InfinityTransformer, autoencoder: Autoencoder, text: nn.Module) -> None:
+    transformer.cast_blocks(build.dtype)
+    autoencoder.cast(build.dtype)
+    build.place({"text_encoder": text, "transformer": transformer, "autoencoder": autoencoder})
 
 
 def _check_fit(

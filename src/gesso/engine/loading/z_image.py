@@ -10,9 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gesso.engine.device import default_device, has_fast_bfloat16
+from gesso.engine.loading.build import Build
 from gesso.errors import FileError
 from gesso.models.qwen_text import QwenText
 from gesso.models.s3dit.config import S3DiTConfig
@@ -31,23 +29,17 @@ _PIPELINES = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageOmniPipeline")
 _TURBO_SHIFT = 3.0  # published models differ in this alone: Turbo's is 3, that of those with guidance is 6
 
 
-def load_published(entry: Entry, device: str, dtype: torch.dtype) -> ZImagePipeline:
+def load_published(entry: Entry, build: Build) -> ZImagePipeline:
     """Z-Image as its authors publish it for diffusers; its files say whether it is Turbo, Base or one that edits.
 
     Raises FileError for a folder that holds something else or whose parts do not fit each other, WeightsError for
     weights that are incomplete, too many, damaged or of the wrong shape, MissingError without diffusers.
     """
-    return _put_together(entry, device, dtype, weights=True)
+    return _put_together(entry, build)
 
 
-def plan_published(entry: Entry) -> ZImagePipeline:
-    """The same, to plan with and nothing else: networks have their shapes and no weights, which are not read."""
-    bfloat16 = default_device() != "cpu" or has_fast_bfloat16()
-    return _put_together(entry, "meta", torch.bfloat16 if bfloat16 else torch.float32, weights=False)
-
-
-def _put_together(entry: Entry, device: str, dtype: torch.dtype, *, weights: bool) -> ZImagePipeline:
-    folder = entry.folder
+def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
+    folder, weights, dtype = entry.folder, build.weights, build.dtype
     called = read_config(folder, "model_index.json").get("_class_name")
     if called not in _PIPELINES:
         wanted = f"one of {', '.join(_PIPELINES)} is wanted"
@@ -60,12 +52,11 @@ def _put_together(entry: Entry, device: str, dtype: torch.dtype, *, weights: boo
     pictures = load_pictures(folder, dtype) if weights and parts else None
     values: Any = autoencoder.config
     _check_fit(entry, transformer.config, values["latent_channels"], text, pictures)
-    text.network.to(device)  # pyright: ignore[reportArgumentType]
-    if pictures is not None:
-        pictures.network.to(device)
+    readers = {} if pictures is None else {"picture_encoder": pictures.network}
+    build.place({"text_encoder": text.network, **readers, "transformer": transformer, "autoencoder": autoencoder})
     return ZImagePipeline(
-        transformer=transformer.to(device),
-        autoencoder=autoencoder.to(device),  # pyright: ignore[reportArgumentType]
+        transformer=transformer,
+        autoencoder=autoencoder,
         text=text,
         shift=shift,
         defaults=_defaults(entry, editing=called == "ZImageOmniPipeline", distilled=shift.shift <= _TURBO_SHIFT),
