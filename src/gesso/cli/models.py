@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ import typer
 from gesso.cli.view import View
 
 if TYPE_CHECKING:
+    from gesso.errors import GessoError
     from gesso.weights.catalogue import Entry
     from gesso.weights.checksums import Findings
 
@@ -29,18 +31,51 @@ def default(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @models.command("list")
 def list_models(as_json: JsonOption = False) -> None:
-    """List the models, one a line."""
-    from gesso.weights import catalogue
+    """List the models, one a line: what their weights take in memory (bfloat16) and to download, and their licence.
 
-    entries = [catalogue.find(name) for name in catalogue.names()]
+    Your own are added in models.toml of the folder GESSO_HOME (docs/models.md).
+    """
+    entries, problems = _listed()
     if as_json:
         for entry in entries:
             typer.echo(_as_json(entry))
+        for problem in problems:
+            typer.echo(json.dumps(problem.as_dict(), ensure_ascii=False))
         return
-    width = max((len(entry.name) for entry in entries), default=0)
-    for entry in entries:
-        here = "not here" if entry.missing_files() else "ready"
-        typer.echo(f"{entry.name:<{width}}  {here:<10}{entry.family:<10}{entry.description}")
+    rows = [("name", "", "family", "memory", "download", "licence", "")]
+    rows += [_row(entry) for entry in entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for *row, last in rows:
+        typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + f"  {last}")
+    for problem in problems:
+        typer.echo(f"not usable: {problem}")
+
+
+def _listed() -> "tuple[list[Entry], list[GessoError]]":
+    """Every model, and what is wrong with those that the user has added."""
+    from gesso.errors import GessoError
+    from gesso.weights import catalogue
+
+    entries: list[Entry] = []
+    problems: list[GessoError] = [*catalogue.problems()]
+    for name in catalogue.names():
+        try:
+            entries.append(catalogue.find(name))
+        except GessoError as error:  # a path of the user's with nothing usable there
+            problems.append(error)
+    return entries, problems
+
+
+def _row(entry: "Entry") -> tuple[str, ...]:
+    from gesso.weights import hub
+
+    here = "not here" if entry.missing_files() else "ready"
+    memory, download = sum(entry.memory().values()), entry.download
+    licence = f"{entry.licence} (to be accepted)" if entry.gated else entry.licence
+    sizes = (hub.amount(memory) if memory else "-", f"about {hub.amount(download)}" if download else "-")
+    revisions = [source.revision for source in entry.sources if source.revision]
+    name = f"{entry.name}@{revisions[0][:12]}" if revisions else entry.name
+    return (name, here, entry.family, *sizes, licence, entry.description)
 
 
 @models.command("show")
@@ -55,11 +90,8 @@ def show_model(
     if as_json:
         typer.echo(_as_json(entry))
         return
-    for field in dataclasses.fields(entry):
-        if field.name != "sources":
-            typer.echo(f"{field.name:<14}{getattr(entry, field.name)}")
-    for source in entry.sources:
-        typer.echo(f"{'pulled':<14}{', '.join(source.patterns)} of {source.repository}")
+    for label, value in _described(entry):
+        typer.echo(f"{label:<14}{value}")
     if missing := entry.missing_files():
         typer.echo(f"{'not here':<14}{', '.join(missing)}")
 
@@ -69,7 +101,11 @@ def pull_model(
     name: NameArgument,
     origin: Annotated[Literal["huggingface", "modelscope"], typer.Option("--from", help="Hub.")] = "huggingface",
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of the model's repository; else its main.")
+        list[str] | None,
+        typer.Option(
+            "--revision",
+            help="Branch, tag or commit; REPOSITORY=REVISION for a model of several repositories.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,7 +119,7 @@ def pull_model(
     entry = catalogue.find(name)
     with View(silent=as_json) as view:
         try:
-            pulled = hub.pull(entry, origin=origin, revision=revision, watcher=_Watcher(view, name))
+            pulled = hub.pull(entry, origin=origin, revisions=revision or (), watcher=_Watcher(view, name))
         except KeyboardInterrupt:
             view.end_bar()
             view.line(f"{name}: what has come is kept; the same command goes on from there")
@@ -212,5 +248,25 @@ def _verified(entry: "Entry", list_file: Path | None, *, contents: bool) -> "tup
     return len(listed.digests), checksums.check(entry.folder, listed, contents=contents)
 
 
+def _described(entry: "Entry") -> "Iterator[tuple[str, object]]":
+    """What there is to say of a model, line by line."""
+    from gesso.weights import hub
+
+    left_out = ("sources", "parameters", "download", "gated")
+    for field in dataclasses.fields(entry):
+        if field.name not in left_out:
+            yield field.name, getattr(entry, field.name)
+    if entry.gated:
+        yield "gated", entry.gated
+    if memory := entry.memory():
+        parts = ", ".join(f"{part} {hub.amount(count)}" for part, count in memory.items())
+        yield "memory", f"{hub.amount(sum(memory.values()))} of weights in bfloat16: {parts}"
+    if entry.download:
+        yield "download", f"about {hub.amount(entry.download)}"
+    for source in entry.sources:
+        yield "pulled", f"{', '.join(source.patterns)} of {source.repository}, {source.revision or 'main branch'}"
+
+
 def _as_json(entry: "Entry") -> str:
-    return json.dumps(dataclasses.asdict(entry), ensure_ascii=False, default=str)
+    shown = dataclasses.asdict(entry) | {"memory": entry.memory(), "missing": entry.missing_files()}
+    return json.dumps(shown, ensure_ascii=False, default=str)

@@ -56,13 +56,14 @@ class Pulled:
     fetched: int
 
 
-def pull(entry: Entry, *, origin: HubName, revision: str | None, watcher: Watcher) -> Pulled:
+def pull(entry: Entry, *, origin: HubName, revisions: Sequence[str], watcher: Watcher) -> Pulled:
     """Fetch a published model, or the rest of it, or what of it is damaged.
 
     Args:
         entry: of the catalogue, with sources.
         origin: which hub.
-        revision: branch, tag or commit of its own repository; None for the hub's main branch.
+        revisions: branches, tags or commits, else the catalogue's: one for a model of one repository, and
+            "REPOSITORY=REVISION" for one of several.
         watcher: told from this thread.
 
     Raises:
@@ -72,12 +73,11 @@ def pull(entry: Entry, *, origin: HubName, revision: str | None, watcher: Watche
         RunError: too little room, other bytes than the hub states, or the connection failed; the same call goes on.
     """
     sources = _sources(entry, origin)
+    wanted_revisions = _revisions(entry, [repository for _, repository in sources], revisions)
     hub = connect(origin, entry.name)
     folder = _own_folder(entry)
     with quiet(), _settled(), _alone(entry, watcher.wait):
-        listings = [
-            hub.listing(repository, revision if number == 0 else None) for number, (_, repository) in enumerate(sources)
-        ]
+        listings = [hub.listing(repository, revision) for repository, revision in wanted_revisions]
         chosen = [(source, listing) for (source, _), listing in zip(sources, listings, strict=True)]
         wanted = _wanted(entry, folder, chosen)
         total, here = sum(task.file.size for task in wanted), sum(task.have() for task in wanted)
@@ -143,6 +143,21 @@ def _sources(entry: Entry, origin: HubName) -> list[tuple[Source, str]]:
     if not all(source.modelscope for source in entry.sources):
         raise RequestError("from", origin, f"a hub that has {entry.name}", "use --from huggingface")
     return [(source, source.modelscope) for source in entry.sources]
+
+
+def _revisions(entry: Entry, repositories: Sequence[str], said: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each repository with its revision: as it was said, else the catalogue's, else None for the hub's main branch."""
+    chosen = {name: source.revision or None for name, source in zip(repositories, entry.sources, strict=True)}
+    for each in said:
+        repository, _, revision = each.rpartition("=")
+        if not repository and len(chosen) == 1:
+            repository = next(iter(chosen))
+        if repository not in chosen or not revision:
+            known = " or ".join(f"{name}=REVISION" for name in chosen)
+            allowed = "a revision of it" if len(chosen) == 1 else "said of one of its repositories"
+            raise RequestError("revision", each, allowed, f"say {known}")
+        chosen[repository] = revision
+    return [(repository, chosen[repository]) for repository in repositories]
 
 
 def _own_folder(entry: Entry) -> Path:

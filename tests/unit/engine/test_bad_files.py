@@ -1,0 +1,101 @@
+"""A model's files that are altered, missing or of something else: one line that names the file, and nothing painted.
+
+Files of our own layout are in `weights/test_own_models`, single files in `weights/test_catalogue`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gesso.engine.loading import load_pipeline
+from gesso.errors import GessoError
+from gesso.weights import manifest
+from tests.tiny_z_image import write_published
+
+NAME = "z-image-turbo"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Z-Image in shards, as a pull leaves it."""
+    folder = write_published(tmp_path_factory.mktemp("weights") / NAME, shards=2)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
+        for path in files
+    }
+    (folder / manifest.NAME).write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.fixture
+def model(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy where pulled models lie, to spoil."""
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    return Path(shutil.copytree(whole, tmp_path / "weights" / NAME))
+
+
+def shards(model: Path) -> list[Path]:
+    return sorted((model / "transformer").glob("*.safetensors"))
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def become(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_whole_ones_load(model: Path) -> None:
+    assert len(shards(model)) == 2
+    assert load_pipeline(NAME, "cpu", "float32")
+    assert load_pipeline(str(model), "cpu", "float32")
+
+
+ROWS: list[tuple[Callable[[Path], object], str]] = [
+    (alter, "was altered; mend it with: gesso models pull z-image-turbo"),
+    (Path.unlink, "no such file"),
+    (shorten, "truncated"),
+    (become(b""), "truncated"),
+    (become(b"version https://git-lfs.github.com/spec/v1\n"), "is a pointer of git-lfs"),
+    (become(b"<!DOCTYPE html>"), "is a web page"),
+    (become(b"PK\x03\x04" + 99 * b"x"), "is a pickle, which may hold code; nothing was executed"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), ROWS, ids=[words for _, words in ROWS])
+@pytest.mark.parametrize("named", ["by name", "by path"])
+def test_a_spoilt_shard(model: Path, spoil: Callable[[Path], object], words: str, named: str) -> None:
+    path = shards(model)[1]
+    spoil(path)
+    with pytest.raises(GessoError) as caught:
+        load_pipeline(NAME if named == "by name" else str(model), "cpu", "float32")
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_pickles_instead(model: Path) -> None:
+    for path in (model / "transformer").glob("*.safetensors*"):
+        path.unlink()
+    (model / "transformer/diffusion_pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(GessoError, match=r"holds no weights in \.safetensors"):
+        load_pipeline(NAME, "cpu", "float32")
+
+
+def test_a_list_that_is_damaged(model: Path) -> None:
+    (model / manifest.NAME).write_text("[")
+    with pytest.raises(GessoError, match=r"manifest\.json is missing or damaged"):
+        load_pipeline(NAME, "cpu", "float32")
