@@ -1,0 +1,71 @@
+"""`--min-likeness` and `--tries`: a picture that is not enough like the person is painted again, and the best is kept.
+
+Not here: how likeness is measured (`pipelines/infinite_you`), painting (`painting`).
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import TYPE_CHECKING
+
+from gesso.cli.painting import paint
+from gesso.cli.view import View
+from gesso.errors import CancelledError, RequestError
+from gesso.events import Result
+from gesso.request import LARGEST_SEED, GenerationRequest, Identity
+
+if TYPE_CHECKING:
+    from gesso.engine import Engine
+
+DEFAULT_TRIES = 4
+_MOST_TRIES = 100
+_STRIDE = 1_000_000_007  # from the seed of one try to that of the next: far from those of other pictures
+
+
+def check_likeness(least: float | None, tries: int | None, identity: Identity | None) -> None:
+    """Refuse what makes no sense. Raises RequestError."""
+    if least is None:
+        if tries is not None:
+            raise RequestError("--tries", tries, "usable alone", "say what is enough with --min-likeness")
+        return
+    if not -1 <= least <= 1:  # refuses NaN too
+        raise RequestError("--min-likeness", least, "a number from -1 to 1")
+    if tries is not None and not 1 <= tries <= _MOST_TRIES:
+        raise RequestError("--tries", tries, f"a whole number from 1 to {_MOST_TRIES}")
+    if identity is None:
+        raise RequestError("--min-likeness", least, "usable alone", "name the photograph with --identity")
+
+
+def paint_alike(
+    engine: "Engine", requests: Iterable[GenerationRequest], view: View, least: float | None, tries: int | None
+) -> Iterator[Result]:
+    """As `paint`; of each request the first try that is at least so alike, else the best of all tries.
+
+    A later try has another seed, which its record names. Without `least` every first try is taken.
+    """
+    own, theirs = tee(requests)
+    for request, first in zip(own, paint(engine, theirs, view), strict=False):
+        best = first
+        for number in range(1, tries or DEFAULT_TRIES) if least is not None else ():
+            assert least is not None and request.seed is not None
+            if _likeness(best) >= least:
+                break
+            seed = (request.seed + number * _STRIDE) % (LARGEST_SEED + 1)
+            try:
+                for other in paint(engine, [request.model_copy(update={"seed": seed})], view):
+                    best = max(best, other, key=_likeness)
+            except CancelledError:
+                yield best  # it is finished, as far as anybody wants to wait
+                raise
+        if least is not None and _likeness(best) < least:
+            view.warn(f"likeness {_words(best)} after {tries or DEFAULT_TRIES} tries, not {least:g}; the best was kept")
+        yield best
+
+
+def _likeness(result: Result) -> float:
+    """Of a picture without a face it is less than any."""
+    value = result.metadata.get("likeness")
+    return float(value) if isinstance(value, int | float) else -2.0
+
+
+def _words(result: Result) -> str:
+    return f"{_likeness(result):.2f}" if _likeness(result) >= -1 else "unknown (no face is seen)"

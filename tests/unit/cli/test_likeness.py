@@ -1,0 +1,68 @@
+"""`--identity` with `--min-likeness`: tried again with other seeds, the best kept, said so, and not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gesso.cli.likeness import check_likeness, paint_alike
+from gesso.cli.view import View
+from gesso.engine import Engine
+from gesso.errors import RequestError
+from gesso.request import GenerationRequest, Identity
+from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    pipeline = tiny_pipeline_with_guest()
+    likenesses = {7: 0.1, 8: 0.6, 7 + 1_000_000_007: None, 7 + 2 * 1_000_000_007: 0.3, 7 + 3 * 1_000_000_007: 0.2}
+    guest = pipeline.guest
+    assert guest is not None
+    seeds: dict[int, int] = {}
+    begin = pipeline.begin
+
+    def begun(plan: Any, conditioning: Any, image: int) -> Any:
+        state = begin(plan, conditioning, image)
+        seeds[id(state.presence)] = state.seed
+        return state
+
+    pipeline.begin = begun  # the tiny detector finds no face in what is painted, so likenesses are made up
+    guest.likeness = lambda presence, picture: likenesses.get(seeds[id(presence)])
+    with Engine(device="cpu", load=lambda name, device, dtype: pipeline) as made:
+        yield made
+
+
+def ask(seed: int) -> GenerationRequest:
+    return GenerationRequest(
+        prompt="a man", seed=seed, width=32, height=32, steps=1, identity=Identity(image=str(PERSON))
+    )
+
+
+@pytest.mark.parametrize(("least", "tries", "kept"), [(None, None, 7), (0.25, 4, 7 + 2 * 1_000_000_007), (0.9, 2, 7)])
+def test_the_best_try_is_kept(engine: Engine, least: float | None, tries: int | None, kept: int) -> None:
+    with View(silent=True) as view:
+        first, second = paint_alike(engine, [ask(7), ask(8)], view, least, tries)
+    assert first.seed == kept and first.metadata["seed"] == kept
+    assert second.seed == 8 and second.metadata["likeness"] == 0.6
+    assert first.metadata["identity"] == {"image": first.metadata["identity"]["image"]}  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("least", "tries", "identity", "message"),
+    [
+        (2.0, None, "a", "--min-likeness 2.0 is not a number from -1 to 1"),
+        (float("nan"), None, "a", "--min-likeness nan is not a number from -1 to 1"),
+        (0.5, 0, "a", "--tries 0 is not a whole number from 1 to 100"),
+        (None, 3, "a", "--tries 3 is not usable alone; say what is enough with --min-likeness"),
+        (0.5, None, None, "--min-likeness 0.5 is not usable alone; name the photograph with --identity"),
+    ],
+)
+def test_what_makes_no_sense(least: float | None, tries: int | None, identity: str | None, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_likeness(least, tries, Identity(image=identity) if identity else None)
+    assert str(caught.value) == message
+    check_likeness(0.5, 4, Identity(image=str(Path("a"))))
