@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gesso.devices import CPU
 from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.packing import (
     ContextShape,
@@ -49,7 +50,8 @@ class Layout(NamedTuple):
     `pictures` are taken from (patches of all images, the padding token, conditions of all samples); `whole` from
     (pictures, contexts of all samples). `target_Bn` is where the tokens of the results lie in `whole`, and
     `target_time_B1` their row of the time table. `sizes` are those of the results. `clean` says whether the time table
-    has a last row, for what is not noisy.
+    has a last row, for what is not noisy. `spans` are where each sample's tokens begin in the flat rows of `whole`, and
+    how many they are.
     """
 
     pictures: Rows
@@ -58,6 +60,7 @@ class Layout(NamedTuple):
     target_time_B1: Tensor
     sizes: tuple[Size, ...]
     clean: bool
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Tokens:
 
 
 def lay_out(
-    config: S3DiTConfig, images: Sequence[Size], samples: Sequence[Sample], device: torch.device | str = "cpu"
+    config: S3DiTConfig, images: Sequence[Size], samples: Sequence[Sample], device: torch.device | str = CPU
 ) -> Layout:
     """The layout of samples of images of these sizes. Raises ValueError where a size or a position does not fit."""
     pictures = _all_pictures(config, images, samples)
@@ -114,6 +117,7 @@ def lay_out(
         target_time_B1=_shortened(_batched(times)).to(device),
         sizes=tuple(images[sample.image] for sample in samples),
         clean=any(sample.context.conditions for sample in samples),
+        spans=tuple((begin, len(tokens)) for begin, tokens in zip(begins, whole, strict=True)),
     )
 
 
@@ -121,7 +125,7 @@ def lay_out_alone(
     config: S3DiTConfig,
     lengths: Sequence[Sequence[int]],
     positions: Sequence[Tensor],
-    device: torch.device | str = "cpu",
+    device: torch.device | str = CPU,
 ) -> tuple[Rows, Tensor]:
     """Rows of sequences that are refined by themselves, and what puts them back in order.
 

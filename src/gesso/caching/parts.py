@@ -1,0 +1,99 @@
+"""How the tensors of one call are divided among the runs that share it, and put together again.
+
+A part is one branch of one run. Features are kept part by part, so that a run's own are the same whoever it steps with.
+Not here: what is done with the pieces (`sites`), who runs (`attach`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gesso.errors import RunError
+
+
+class Part(NamedTuple):
+    """One branch of one run, and the step that the run takes, of how many."""
+
+    run: Hashable
+    branch: str
+    step: int
+    of: int
+
+
+class Division(Protocol):
+    """Tensors of a call to pieces, one a part in order, and back."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+    def split(self, tensor: Tensor) -> list[Tensor]: ...
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RowDivision:
+    """Samples lie along the first axis, equally many to a part: pieces `[b,...]`."""
+
+    parts: tuple[Part, ...]
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        if len(self.parts) == 1:
+            return [tensor]
+        if len(tensor) % len(self.parts):
+            raise RunError(f"a step cache met {len(tensor)} rows, which {len(self.parts)} evaluations cannot share")
+        return list(tensor.split(len(tensor) // len(self.parts)))
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+@dataclass(frozen=True)
+class SpanDivision:
+    """Tokens of all samples lie one after another in rows `[B,n,...]`: pieces `[1,length,...]`, in order of samples."""
+
+    parts: tuple[Part, ...]
+    spans: tuple[tuple[int, int], ...]
+    rows: tuple[int, int]
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        flat = tensor.flatten(0, 1)
+        return [flat[None, begin : begin + length] for begin, length in self.spans]
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        if len(pieces) == 1:
+            return pieces[0]
+        order = sorted(range(len(pieces)), key=lambda index: self.spans[index][0])
+        return torch.cat([pieces[index] for index in order], dim=1).unflatten(1, self.rows)[0]
+
+
+def signatures(division: Division, args: Sequence[Any], kwargs: Mapping[str, Any], *, whole: bool) -> list[object]:
+    """What each part's inputs look like, without how many share the call; `whole` is the first tensor's look alone."""
+    if isinstance(division, SpanDivision):
+        return [(length, *_looks(args, kwargs, 0)) for _, length in division.spans]
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    batch = len(tensors[0]) if tensors and tensors[0].ndim else 1
+    if "hidden_states" in kwargs:
+        batch = len(kwargs["hidden_states"])
+    looks = _looks(args, kwargs, batch)
+    look = (batch // len(division.parts), *(looks[:1] if whole else looks))
+    return [look] * len(division.parts)
+
+
+def _looks(args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> list[object]:
+    """Shapes and dtypes of tensors among arguments, the main one first; a first axis of `batch` is left out."""
+    named = {str(number): value for number, value in enumerate(args)} | dict(sorted(kwargs.items()))
+    main = "hidden_states" if "hidden_states" in named else "0"
+    order = [main, *(name for name in named if name != main)]
+    found: list[object] = []
+    for name in order:
+        value = named.get(name)
+        if isinstance(value, Tensor):
+            shape = tuple(value.shape)
+            found.append((name, shape[1:] if shape[:1] == (batch,) else shape, value.dtype))
+    return found

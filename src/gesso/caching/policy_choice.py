@@ -1,0 +1,95 @@
+"""From a request's cache settings to the policy they mean: its rule of forecasting, and a course for each run.
+
+Not here: the fields (`gesso.cache_settings`), the courses' own files (`policy_…`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from gesso.cache_settings import CacheSettings
+from gesso.caching.policy import Action, Course, Decision, PlannedCourse
+from gesso.caching.policy_change import ChangeCourse
+from gesso.caching.policy_interval import Kind, planned_steps
+from gesso.caching.policy_speculation import SpeculationCourse
+from gesso.caching.predictor import Rule, Smoothing
+from gesso.errors import RequestError
+
+_ACTIONS = {
+    Kind.FULL: Action.COMPUTE,
+    Kind.SKIPPED: Action.FORECAST,
+    Kind.TOKENS: Action.TOKENS,
+    Kind.REUSED: Action.REUSE,
+}
+_TOKEN_POLICIES = ("toca", "duca", "random", "clusca")
+_CHANGE_POLICIES = ("first_block", "accumulated")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A step cache's settings without blanks, and what follows from them. `order_given` says it was no blank."""
+
+    settings: CacheSettings
+    order_given: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order_given", self.settings.order is not None)
+        object.__setattr__(self, "settings", self.settings.filled())
+
+    @cached_property
+    def rule(self) -> Rule:
+        """How features are forecast."""
+        settings = self.settings
+        assert settings.order is not None and settings.warmup is not None
+        smoothing = None
+        if settings.smoothing is not None:
+            form = "as_run" if settings.original else "filter"
+            smoothing = Smoothing(method=settings.smoothing, alpha=settings.alpha, hybrid=settings.hybrid, form=form)
+        return Rule(
+            order=settings.order,
+            warmup=settings.warmup,
+            guarded=settings.guarded and not (settings.original and smoothing is not None),
+            spacing="last_gap" if settings.original else "exact",
+            expansion=settings.expansion,
+            smoothing=smoothing,
+        )
+
+    @property
+    def selects_tokens(self) -> bool:
+        return self.settings.policy in _TOKEN_POLICIES
+
+    @property
+    def probes(self) -> bool:
+        return self.settings.policy in _CHANGE_POLICIES
+
+    @property
+    def speculates(self) -> bool:
+        return self.settings.policy == "speca"
+
+    def course(self, steps: int) -> Course:
+        """The decisions of a run of so many steps.
+
+        Raises RequestError for a mask of another length, an order that so few full steps can never have, and settings
+        under which every step would be full.
+        """
+        settings = self.settings
+        if settings.mask is not None and len(settings.mask) != steps:
+            hint = f"it has {len(settings.mask)} values"
+            raise RequestError("cache.mask", len(settings.mask), f"one value for each of {steps} steps", hint)
+        kinds = planned_steps(settings, steps)
+        if self.probes:
+            course: Course = ChangeCourse.of(settings, kinds)
+        elif self.speculates:
+            course = SpeculationCourse.of(settings, kinds)
+        else:
+            self._check_order(kinds.count(Kind.FULL))
+            course = PlannedCourse([Decision(_ACTIONS[kind]) for kind in kinds])
+        return course
+
+    def _check_order(self, full: int) -> None:
+        order = self.rule.order
+        if self.order_given and order > max(full - 1, 0):
+            raise RequestError(
+                "cache.order", order, f"at most {max(full - 1, 0)}, since {full} steps are full", "take more steps"
+            )
