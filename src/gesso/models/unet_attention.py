@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -39,7 +40,12 @@ class DispatchingProcessor:
             for part in (layers.to_q(hidden_states), layers.to_k(source), layers.to_v(source))
         )
         if q_BnHd.is_cpu:  # for FlexAttention, as in `models/attention`; it costs little beside the rest
-            q_BnHd, k_BmHd, v_BmHd = (part.clone() for part in (q_BnHd, k_BmHd, v_BmHd))
+            q_BnHd, k_BmHd, v_BmHd = (_by_heads(part) for part in (q_BnHd, k_BmHd, v_BmHd))
         y_BnC = dispatch_attention_fn(q_BnHd, k_BmHd, v_BmHd, backend=self._attention_backend).flatten(2)
         out: Any = attn.to_out
         return out[1](out[0](y_BnC))
+
+
+def _by_heads(x_BnHd: Tensor) -> Tensor:
+    """The same numbers, copied so that those of a head lie together."""
+    return x_BnHd.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
