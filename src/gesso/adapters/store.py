@@ -1,0 +1,309 @@
+"""Having adapters here: the one that a source means, fetched once, checked, kept by its SHA-256.
+
+Safe for threads and for several processes; a crash leaves no broken entry. Not here: what lies where on the disk
+(`store_index`), getting bytes (`sources_download`), adapters in memory (`resident`), what is in a file (`formats`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from gesso.adapters.formats.classification import Classification, classify
+from gesso.adapters.sources import Site, Source
+from gesso.adapters.sources_archive import extract, is_archive
+from gesso.adapters.sources_download import Downloaded, download, drop, probe
+from gesso.adapters.sources_sites import Remote, look_up
+from gesso.adapters.store_index import WEIGHTS, Adapter, Index, Origin
+from gesso.errors import CancelledError, FileError, RequestError, RunError, WeightsError
+from gesso.network import Network
+from gesso.settings import load_settings
+from gesso.weights import digests, manifest
+from gesso.weights.hub_transfer import disk_error
+
+_HEX = frozenset("0123456789abcdef")
+_SHORTEST = 6  # digits of a digest that name a file
+
+
+class Watcher(Protocol):
+    """Who is told how a fetch goes."""
+
+    def begin(self, total: int | None, here: int) -> None:
+        """The file has so many bytes, None where its host does not say, of which so many are here."""
+        ...
+
+    def move(self, here: int) -> None:
+        """So many bytes are here now."""
+        ...
+
+    def wait(self) -> None:
+        """Another process or thread fetches the same; this one waits for it."""
+        ...
+
+
+Outcome = Literal["local", "kept", "fetched", "updated"]
+"""A file of this machine; one that was here; one that came; one that came because its source has changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """An adapter, how it came to be here, and the bytes that came over the network for it."""
+
+    adapter: Adapter
+    outcome: Outcome
+    received: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """How an adapter is to be had.
+
+    `update`: ask its site whether it has changed, also if it is here. `family` chooses among a CivitAI model's versions
+    where none is named. `limit`: bytes that it may have, instead of the setting `largest_adapter`. `tokens` are
+    somebody's own, by site: what comes by one is given to nobody else before the site has agreed.
+    """
+
+    update: bool = False
+    family: str = ""
+    limit: int | None = None
+    tokens: Mapping[Site, str] | None = None
+
+    def key(self, source: Source) -> str:
+        """One for everything that means the same file at the same time."""
+        open_version = source.site == "civitai" and not source.version
+        return _hashed(source.key, self.family) if self.family and open_version else source.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What a store did since it was made, for metrics."""
+
+    kept: int = 0
+    fetched: int = 0
+    failed: int = 0
+    received_bytes: int = 0
+    fetching_seconds: float = 0.0
+
+
+class AdapterStore:
+    """The adapters of one home.
+
+    Args:
+        folder: where they lie; else `adapters` in the settings' home.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._index = Index(folder or load_settings().home / "adapters")
+        self._counters = Counters()
+        self._lock = threading.Lock()
+
+    def ensure(
+        self,
+        source: Source,
+        wishes: Wishes | None = None,
+        *,
+        cancelled: threading.Event | None = None,
+        watcher: Watcher | None = None,
+    ) -> Fetched:
+        """Have an adapter here.
+
+        Args:
+            source: where it comes from.
+            wishes: how.
+            cancelled: ends this with CancelledError once it is set.
+            watcher: told from this thread.
+
+        Raises:
+            RequestError, FileError, WeightsError: no source, or a file of this machine that is no adapter.
+            MissingError: a licence has to be accepted first, or a library is not installed.
+            RunError: it did not come, is too large or no adapter; what has come is kept where that helps.
+            CancelledError: it was cancelled.
+        """
+        wishes = wishes or Wishes()
+        if source.path is not None:
+            return Fetched(adapter=checked_file(source.path), outcome="local")
+        if source.site == "huggingface" and source.file and Path(source.shown).is_file():
+            way_out = f"write ./{source.shown} for the file here, hf:{source.shown} for the repository"
+            raise RequestError("source", source.shown, "one thing: it is a file here, too", way_out)
+        known = self._index.origin(wishes.key(source))
+        if (
+            known
+            and not wishes.update
+            and not known.private
+            and (here := self._index.adapter(known.sha256, whole=True))
+        ):
+            self._count(kept=1)
+            return Fetched(adapter=here, outcome="kept")
+        began = time.monotonic()
+        try:
+            with Network(allow_private=load_settings().allow_private_addresses, cancelled=cancelled) as network:
+                found = self._alone(source, wishes, network, watcher)
+        except BaseException:
+            self._count(failed=1, fetching_seconds=time.monotonic() - began)
+            raise
+        new = int(found.outcome != "kept")
+        seconds = time.monotonic() - began
+        self._count(kept=1 - new, fetched=new, received_bytes=found.received, fetching_seconds=seconds)
+        return found
+
+    def adapters(self) -> list[Adapter]:
+        """All that are here, the latest first."""
+        return self._index.adapters()
+
+    def find(self, name: str | Source) -> Adapter:
+        """One that is here, by its source or the first digits of its SHA-256. Raises RequestError."""
+        here = self.adapters()
+        if isinstance(name, Source):
+            shown = name.shown
+            found = [each for each in here if any(origin.source == shown for origin in each.origins)]
+        else:
+            shown, digits = name, name.lower()
+            usable = len(digits) >= _SHORTEST and _HEX.issuperset(digits)
+            found = [each for each in here if usable and each.sha256.startswith(digits)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(each.sha256[:12] for each in found)
+            raise RequestError("adapter", shown, "one adapter", f"name one by its digits: {several}")
+        raise RequestError("adapter", shown, "an adapter that is here", f"gesso lora list shows {len(here)}")
+
+    def remove(self, adapter: Adapter) -> int:
+        """Remove one and what is known of it; returns the bytes freed. Raises FileError."""
+        self._index.remove(adapter)
+        return adapter.size
+
+    def counters(self) -> Counters:
+        """What this store did since it was made."""
+        with self._lock:
+            return self._counters
+
+    def _alone(self, source: Source, wishes: Wishes, network: Network, watcher: Watcher | None) -> Fetched:
+        """Fetch while nobody else fetches the same."""
+
+        def tick() -> None:
+            if network.stop.is_set():
+                raise CancelledError
+
+        since = time.time()
+        with self._index.alone(wishes.key(source), watcher.wait if watcher else lambda: None, tick):
+            return self._fetch(source, wishes, network, watcher, since)
+
+    def _fetch(
+        self, source: Source, wishes: Wishes, network: Network, watcher: Watcher | None, since: float
+    ) -> Fetched:
+        """Ask the site, and get the file unless it is here."""
+        key, tokens = wishes.key(source), wishes.tokens or {}
+        known = self._index.origin(key)
+        if known and known.fetched >= since and not known.private and (here := self._index.adapter(known.sha256)):
+            return Fetched(adapter=here, outcome="kept")  # somebody else has fetched it while this waited
+        remote = look_up(source, network, family=wishes.family, tokens=tokens)
+        first = None
+        if not remote.revision:
+            first = probe(remote, network)
+            remote = replace(remote, revision=first.mark)
+        same = known.sha256 if known and remote.revision and remote.revision == known.revision else ""
+        origin = Origin(
+            source=source.shown,
+            key=key,
+            sha256=remote.sha256 or same,
+            revision=remote.revision,
+            fetched=time.time(),
+            private=source.site in tokens,
+            facts=remote.facts,
+        )
+        if origin.sha256 and (here := self._index.adapter(origin.sha256, whole=True)):
+            if all(each.private for each in here.origins) and first is None:
+                probe(remote, network)  # a site may tell of what it does not give to everybody
+            self._index.note(replace(origin, facts={**(known.facts if known and same else {}), **remote.facts}))
+            return Fetched(adapter=self._index.adapter(origin.sha256) or here, outcome="kept")
+        part = self._index.part(_hashed(key, remote.revision, remote.sha256))
+        limit = int(wishes.limit or load_settings().largest_adapter)
+        got = download(remote, part, network, limit=limit, tell=_Teller(watcher), first=first)
+        adapter = self._place(part, got, remote, origin, limit)
+        changed = known is not None and known.sha256 != adapter.sha256
+        return Fetched(adapter=adapter, outcome="updated" if changed else "fetched", received=got.fetched)
+
+    def _place(self, part: Path, got: Downloaded, remote: Remote, origin: Origin, limit: int) -> Adapter:
+        """Check what has come and give it its name. What is no adapter is removed."""
+        whole = part
+        try:
+            if is_archive(part):
+                whole = part.with_suffix(WEIGHTS)
+                member = extract(part, remote.member, whole, name=remote.name, limit=limit)
+                origin = replace(origin, facts={**origin.facts, "file": member})
+                origin = replace(origin, sha256=manifest.sha256(whole))
+            else:
+                origin = replace(origin, sha256=got.sha256)
+            with _told_of(remote.name):
+                check(whole)
+            size = whole.stat().st_size
+            self._index.place(whole, origin)
+        except OSError as error:
+            raise disk_error(part, error) from error
+        finally:
+            drop(part)
+            part.with_suffix(WEIGHTS).unlink(missing_ok=True)
+        path = self._index.folder / "files" / f"{origin.sha256}{WEIGHTS}"
+        return self._index.adapter(origin.sha256) or Adapter(path=path, sha256=origin.sha256, size=size)
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            sums = {name: getattr(self._counters, name) + count for name, count in more.items()}
+            self._counters = replace(self._counters, **sums)
+
+
+def checked_file(path: Path) -> Adapter:
+    """A file of this machine, used where it lies. Raises FileError, WeightsError."""
+    if not path.is_file():
+        raise FileError(path, "no such file", "name a .safetensors file")
+    check(path)
+    return Adapter(path=path, sha256=digests.sha256(path), size=path.stat().st_size)
+
+
+def check(path: Path) -> Classification:
+    """Make sure that a file is safetensors throughout, and an adapter. Raises FileError, WeightsError."""
+    from safetensors import SafetensorError, safe_open
+
+    found = classify(path)
+    try:
+        with safe_open(path, framework="np"):  # tensors must lie side by side and fill the file
+            return found
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(path, detail="not safetensors, or its header is damaged") from error
+
+
+class _Teller:
+    """Passes on to a watcher what a download tells."""
+
+    def __init__(self, watcher: Watcher | None) -> None:
+        self._watcher = watcher
+        self._begun = False
+
+    def __call__(self, total: int | None, here: int) -> None:
+        if self._watcher is None:
+            return
+        if not self._begun:
+            self._begun = True
+            self._watcher.begin(total, here)
+        self._watcher.move(here)
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Tell of a file that has come by its name, not by where it lay for a moment."""
+    try:
+        yield
+    except FileError as error:
+        raise RunError(f"{name} {error.problem}; {error.hint}") from error
+    except WeightsError as error:
+        raise RunError(f"{name} cannot be used: {error.detail}") from error
+
+
+def _hashed(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
