@@ -57,6 +57,7 @@ def pipeline_of(size: str, dtype: torch.dtype, scales: ScaleSchedule) -> Infinit
         defaults=GenerationDefaults(width=256, height=256),
         name=f"infinity-{size}",
         digest="",
+        dtype=dtype,
     )
 
 

@@ -100,6 +100,7 @@ def pipeline_of(device: str, steps: int, side: int) -> FluxPipeline:
         defaults=FluxDefaults(width=side, height=side, steps=steps),
         name="flux-random",
         digest="",
+        device=device,
     )
 
 

@@ -189,15 +189,17 @@ class _Handler(BaseHTTPRequestHandler):
         content = hub.repositories[repository][name]
         shown = bytes(len(content)) if name in hub.other_bytes else content
         asked = self.headers.get("Range", "")
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not hub.ignores_ranges else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        ranged = bool(asked) and not hub.ignores_ranges
+        first, _, last = asked.removeprefix("bytes=").partition("-") if ranged else ("0", "", "")
+        start, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        return 0 if self.command == "HEAD" else self._send(name, shown[start:])
+        return 0 if self.command == "HEAD" else self._send(name, shown[start:end])
 
     def _send(self, name: str, content: bytes) -> int:
         hub, sent = self._hub, 0

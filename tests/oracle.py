@@ -5,7 +5,7 @@ No threads, no company, no policies: one picture after the other, alone from its
 
 from __future__ import annotations
 
-from gesso.pipelines.contract import Output, Pipeline
+from gesso.pipelines.contract import Output, Pipeline, without_breaths
 from gesso.request import GenerationRequest
 
 
@@ -18,5 +18,5 @@ def run_plainly(pipeline: Pipeline, request: GenerationRequest) -> list[Output]:
         state = pipeline.begin(plan, conditioning, image)
         while state.remaining > 0:
             pipeline.step([state])
-        outputs.extend(pipeline.decode([state]))
+        outputs.extend(without_breaths(pipeline.decode([state])))
     return outputs

@@ -35,6 +35,8 @@ _WITHOUT_EFFECT = (
     "temperature",
     "top_k",
     "top_p",
+    "frames",
+    "fps",
 )
 
 

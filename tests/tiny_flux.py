@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from gesso.models.flux_text import FluxText
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxDefaults
+from gesso.pipelines.infinite_you import InfiniteYou
 
 WORDS = ("a", "red", "blue", "star", "ring", "two", "rings")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -115,6 +116,7 @@ def tiny_pipeline(
     guidance_embeds: bool = True,
     scheduler: dict[str, Any] = DYNAMIC,
     text: FluxText | None = None,
+    guest: InfiniteYou | None = None,
 ) -> FluxPipeline:
     """The pipeline in float32, straight from its parts: dev's kind, or with the arguments schnell's or a nano's."""
     return FluxPipeline(
@@ -125,6 +127,7 @@ def tiny_pipeline(
         defaults=defaults,
         name="tiny-flux",
         digest="none",
+        guest=guest,
     )
 
 

@@ -25,7 +25,8 @@ from gesso.models.s3dit.transformer import S3DiT
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.models.word_features import WordFeatures
 from gesso.pipelines.z_image import ZImagePipeline
-from gesso.pipelines.z_image_state import PictureEncoder, ShiftRule, TextEncoder, ZImageDefaults
+from gesso.pipelines.z_image_state import PictureEncoder, TextEncoder, ZImageDefaults
+from gesso.sampling.flow import FlowSchedule
 
 WORDS = ("a", "red", "blue", "star", "ring", "two", "rings", "on", "white")
 TEXT_WIDTH = 24
@@ -138,7 +139,7 @@ def tiny_text(length: int = 512) -> QwenText:
 def tiny_pipeline(
     defaults: ZImageDefaults = DEFAULTS,
     *,
-    shift: ShiftRule | None = None,
+    shift: FlowSchedule | None = None,
     network: S3DiTConfig = NETWORK,
     text: TextEncoder | None = None,
     pictures: PictureEncoder | None = None,
@@ -148,7 +149,7 @@ def tiny_pipeline(
         transformer=tiny_transformer(network),
         autoencoder=tiny_autoencoder(),
         text=text or tiny_words(),
-        shift=shift or ShiftRule(),
+        shift=shift or FlowSchedule(shift=3.0),
         defaults=defaults,
         name="tiny",
         digest="none",

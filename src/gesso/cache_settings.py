@@ -76,6 +76,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 class CacheSettings(BaseModel):
     """A step cache. `None` means the policy's own default; `filled()` has no blanks left. Frozen and hashable.
 
+    Text in the command line's spelling (`parse_cache`) stands for the whole of it.
+
     Raises:
         RequestError: on construction, for the first field that cannot be used; fields are named "cache.interval" etc.
 
@@ -146,7 +148,7 @@ class CacheSettings(BaseModel):
     @classmethod
     def _refuse_in_our_words(cls, value: object, handler: Any) -> Self:
         try:
-            return handler(value)
+            return handler(_spelled_out(value) if isinstance(value, str) else value)
         except ValidationError as error:
             raise _request_error(error) from None
 
@@ -200,6 +202,25 @@ def parse_cache(text: str) -> CacheSettings:
         >>> parse_cache("taylorseer:mask=1101").mask
         (True, True, False, True)
     """
+    return CacheSettings.model_validate(text)
+
+
+def spelled(settings: CacheSettings) -> str:
+    """The same in the command line's spelling, without what stands there by default.
+
+    Example:
+        >>> spelled(CacheSettings(policy="lite", interval=4, offload=True))
+        'lite:interval=4,offload=true'
+    """
+    given: dict[str, str] = {}
+    for name, value in settings.model_dump(mode="json", exclude_defaults=True, exclude={"policy"}).items():
+        given[name] = "".join("01"[full] for full in value) if name == "mask" else str(value).lower()
+    rest = ",".join(f"{name}={value}" for name, value in given.items())
+    return f"{settings.policy}:{rest}" if rest else settings.policy
+
+
+def _spelled_out(text: str) -> dict[str, object]:
+    """The fields that `POLICY[:key=value,...]` gives. Raises RequestError for what is no key=value."""
     name, _, rest = text.partition(":")
     values: dict[str, object] = {"policy": name.strip()}
     for part in filter(None, (piece.strip() for piece in rest.split(","))):
@@ -208,7 +229,7 @@ def parse_cache(text: str) -> CacheSettings:
             raise RequestError("cache", part, "key=value", "as in taylorseer:interval=5,order=2")
         key, value = key.strip().replace("-", "_"), value.strip()
         values[key] = [digit == "1" for digit in value] if key == "mask" and not set(value) - {"0", "1"} else value
-    return CacheSettings.model_validate(values)
+    return values
 
 
 def _request_error(error: ValidationError) -> RequestError:

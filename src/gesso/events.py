@@ -18,39 +18,50 @@ Stage = Literal["load", "encode", "step", "decode"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One finished picture.
+    """One finished picture, or a video.
 
     Attributes:
-        image: the picture (RGB).
+        image: the picture (RGB); of a video its first frame.
         seed: the seed that this very picture used (the request's seed + index).
         index: which picture of its request this is, from 0.
         metadata: what `gesso.metadata.describe` made: the request without blanks, digests, versions, seconds.
+        frames: of a video all its frames in order; of a picture none.
+        fps: how many of them are shown a second.
     """
 
     image: "Image.Image"
     seed: int
     index: int
     metadata: dict[str, object] = field(default_factory=dict)
+    frames: "tuple[Image.Image, ...]" = ()
+    fps: float | None = None
 
     def save(self, path: str | Path, *, with_metadata: bool = True, quality: int | None = None) -> Path:
         """Writes the picture, its metadata inside, beside the target first and then renamed onto it.
 
         Args:
-            path: where to; the ending chooses the format (.png, .webp, .jpg, .jpeg). An existing file is replaced.
+            path: where to; the ending chooses the format (.png, .webp, .jpg, .jpeg; .mp4 for a video). An existing
+                file is replaced.
             with_metadata: False leaves the metadata out.
-            quality: 1 to 100 for WebP and JPEG; None is lossless WebP and JPEG at 95. PNG is always lossless.
+            quality: 1 to 100 for WebP, JPEG and MP4; None is lossless WebP, JPEG at 95 and MP4 at 70. PNG is always
+                lossless.
 
         Returns:
             The path written.
 
         Raises:
-            RequestError: the ending names no known format, or the quality is out of range.
+            RequestError: the ending names no format of pictures, or of videos, or the quality is out of range.
             FileError: the folder cannot be written to.
+            MissingError: a video, and the library that writes it is not installed.
             RunError: the disk is full or failed while writing; nothing partial is left.
         """
-        from gesso.metadata import save_picture
+        from gesso.metadata import save_picture, save_video
 
-        return save_picture(self.image, Path(path), self.metadata if with_metadata else None, quality=quality)
+        record = self.metadata if with_metadata else None
+        if self.frames:
+            assert self.fps is not None
+            return save_video(self.frames, self.fps, Path(path), record, quality=quality)
+        return save_picture(self.image, Path(path), record, quality=quality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +87,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A cheap look at a picture that is still being made."""
+    """A cheap look at a picture that is still being made; of a video `frames`, the first of which is the picture."""
 
     job: str
     image: int
     step: int
     picture: "Image.Image"
+    frames: "tuple[Image.Image, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,11 @@
 """What every picture carries: the whole request and what it takes to make the picture again.
 
-Here: the record's shape and version, how it is put into and read out of PNG, WebP and JPEG, and the digest of pixels.
-Not here: the request's own fields (`gesso.request`), file formats (`gesso.pictures`) and the making of pictures.
+Here: the record's shape and version, how it is put into and read out of PNG, WebP, JPEG and MP4, and the digest of
+pixels. Not here: the request's own fields (`gesso.request`), file formats (`gesso.pictures`, `gesso.videos`) and the
+making of pictures. What is said of a picture holds for a video.
 
-The record, schema 1 (a JSON object; PNG: text chunk "gesso"; WebP and JPEG: EXIF ImageDescription after "gesso:"):
+The record, schema 1 (a JSON object; PNG: text chunk "gesso"; WebP and JPEG: EXIF ImageDescription after "gesso:"; MP4:
+tag "gesso"):
 
     schema     1
     request    every field of GenerationRequest, no blank left
@@ -12,20 +14,29 @@ The record, schema 1 (a JSON object; PNG: text chunk "gesso"; WebP and JPEG: EXI
     model      {"name": catalogue name or path, "digest": digest of the weights}
     versions   {"gesso", "python", "torch", "numpy", "pillow"}
     device     "cpu", "cuda:0", …                  dtype      "float32", "bfloat16", …
+    attention  the kernel of attention             compiled   whether the networks' blocks were
+    memory     the memory mode, where the engine loaded the model ("full", "offload+8bit", …)
+    cache      what a step cache did, where there was one: {"steps": F for a computed one, T for a forecast, in order;
+               "computed", "forecast": how many; "bytes" that it kept; "measured": errors by step, where it measures;
+               "expected": mean distance to pictures without it, where `gesso calibrate` measured that}
     company    the most pictures that ever shared a step with this one; 1 is alone
     seconds    by stage
     init_image digest of the starting picture's file, where there was one
+    identity   digests of the photograph's file and of the pose's, {"image", "pose"}, where there was one
+    likeness   cosine between the photograph's face and the picture's, null where it shows none
+    mask       digest of the mask's file, where there was one
     warnings   what the person was told about the request
     command    {"given": options that were given, "first_seed": seed of the command's first picture};
-               written by `gesso generate`, read by its --resume
-    pixels     "sha256:…" of the picture as made, before any lossy coding   (added when saved)
+               written by `gesso generate`, read by its --resume; and "seed", where a try with another was kept
+    pixels     "sha256:…" of the picture, or of all frames of a video, as made, before any lossy coding
+               (added when saved)
     digest     "sha256:…" of everything above, so that a change shows       (added when saved)
 """
 
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as distributions
@@ -34,7 +45,8 @@ from typing import TYPE_CHECKING, cast
 
 from gesso.errors import FileError, RequestError
 from gesso.pictures import LARGEST_RECORD, record_text, write_picture
-from gesso.request import GenerationRequest, parse_request
+from gesso.request import GenerationRequest, Identity, parse_request
+from gesso.videos import is_video, video_record_text, write_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,6 +115,10 @@ def describe(
     }
     if request.init_image is not None:
         record["init_image"] = file_digest(Path(request.init_image))
+    if request.mask is not None:
+        record["mask"] = file_digest(Path(request.mask))
+    if request.identity is not None:
+        record["identity"] = digests_of_person(request.identity)
     return record
 
 
@@ -119,6 +135,20 @@ def pixels_digest(image: "Image.Image") -> str:
     return f"sha256:{hashlib.sha256(header + image.tobytes()).hexdigest()}"
 
 
+def frames_digest(frames: "Sequence[Image.Image]") -> str:
+    """Digest of mode, size and every pixel of every frame of a video, and of how many there are."""
+    total = hashlib.sha256(f"{len(frames)} frames {frames[0].mode} {frames[0].width}x{frames[0].height}\n".encode())
+    for frame in frames:
+        total.update(frame.tobytes())
+    return f"sha256:{total.hexdigest()}"
+
+
+def digests_of_person(identity: Identity) -> dict[str, str]:
+    """Digests of the files that say who is painted, and how the face is held. Raises FileError."""
+    given = {"image": identity.image, "pose": identity.pose}
+    return {name: file_digest(Path(path)) for name, path in given.items() if path is not None}
+
+
 def file_digest(path: Path) -> str:
     """Digest of a file's bytes.
 
@@ -132,9 +162,9 @@ def file_digest(path: Path) -> str:
         raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
 
 
-def sealed(record: Mapping[str, object], image: "Image.Image") -> JsonObject:
-    """The record with the picture's digest and, last, its own."""
-    whole: JsonObject = {**record, "pixels": pixels_digest(image)}
+def sealed(record: Mapping[str, object], pixels: str) -> JsonObject:
+    """The record with the digest of the picture's pixels and, last, its own."""
+    whole: JsonObject = {**record, "pixels": pixels}
     whole.pop("digest", None)
     return whole | {"digest": _record_digest(whole)}
 
@@ -178,9 +208,25 @@ def save_picture(
     """
     if record is None:
         return write_picture(image, path, quality=quality)
-    whole = sealed(record, image)
+    whole = sealed(record, pixels_digest(image))
     text = json.dumps(whole, ensure_ascii=True)
     return write_picture(image, path, record=text, parameters=parameters_text(whole), quality=quality)
+
+
+def save_video(
+    frames: "Sequence[Image.Image]",
+    fps: float,
+    path: Path,
+    record: Mapping[str, object] | None,
+    *,
+    quality: int | None = None,
+) -> Path:
+    """Writes a video with its record inside; see `gesso.videos.write_video` for arguments and errors."""
+    if record is None:
+        return write_video(frames, fps, path, quality=quality)
+    whole = sealed(record, frames_digest(frames))
+    text = json.dumps(whole, ensure_ascii=True)
+    return write_video(frames, fps, path, record=text, parameters=parameters_text(whole), quality=quality)
 
 
 def read_record(path: Path) -> Record:
@@ -188,8 +234,9 @@ def read_record(path: Path) -> Record:
 
     Raises:
         FileError: no such file, no picture, no record in it, a record that was changed, or one of a newer schema.
+        MissingError: a video, and the library that reads it is not installed.
     """
-    text = record_text(path)
+    text = video_record_text(path) if is_video(path) else record_text(path)
     if text is None:
         raise FileError(path, "has no gesso metadata", _NOT_OURS)
     if len(text) > LARGEST_RECORD:

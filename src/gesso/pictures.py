@@ -4,6 +4,7 @@ Here: file formats, their text fields, and fitting a picture to a size. Not here
 (`gesso.metadata`) and where files go.
 """
 
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
 LARGEST_RECORD = 1 << 20  # characters of JSON; a longer one is not ours
-LARGEST_PICTURE = 1 << 28  # pixels; a larger one is refused before it is decoded
+LARGEST_PICTURE = 1 << 26  # pixels; a larger one is refused before it is decoded
+LARGEST_FILE = 1 << 28  # bytes of a picture
+# What Pillow may take a file for. Not all that it can: some of its readers start other programs, or are seldom tried.
+READABLE = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 
 FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
 ENDINGS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -108,22 +112,39 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
     """The file as a picture, header read and pixels not; every way in which a file can be bad becomes a FileError."""
     from PIL import Image, UnidentifiedImageError
 
+    check_file(path)
+    too_many = f"cannot be read: it has more than {LARGEST_PICTURE / 1e6:.0f} megapixels"
     try:
+        Image.init()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that does not keep the picture from being read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=[name for name in READABLE if name in Image.OPEN]) as image:
                 if image.width * image.height > LARGEST_PICTURE:
-                    raise FileError(path, f"is larger than {LARGEST_PICTURE} pixels")
+                    raise FileError(path, too_many, "make it smaller")
                 yield image
-    except FileNotFoundError as error:
-        raise FileError(path, "no such file") from error
-    except IsADirectoryError as error:
-        raise FileError(path, "is a folder, not a picture") from error
     except UnidentifiedImageError as error:
         raise FileError(path, "is no picture that can be read", "use a png, webp or jpeg") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise FileError(path, too_many, "make it smaller") from error
+    except (OSError, SyntaxError, ValueError, Warning) as error:
         raise FileError(path, f"cannot be read ({error})") from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no plain file, which might never end, and a file that is larger than any picture. FileError."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise FileError(path, "no such file") from error
+    except (OSError, ValueError) as error:
+        raise FileError(path, f"cannot be read ({error})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise FileError(path, "is a folder, not a picture")
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(path, "is no plain file", "use a png, webp or jpeg")
+    if status.st_size > LARGEST_FILE:
+        raise FileError(path, f"is larger than {LARGEST_FILE >> 20} MiB", "make it smaller")
 
 
 def record_text(path: Path) -> str | None:
@@ -146,7 +167,7 @@ def read_pixels(path: Path) -> "Image.Image":
     """The picture as it is meant to be seen, decoded to RGB: turned as its EXIF says, what is transparent on white.
 
     Raises:
-        FileError: no such file, no picture, truncated, or larger than 2^28 pixels.
+        FileError: no such file, no picture of a format that is READABLE, truncated, or larger than 2^26 pixels.
     """
     from PIL import Image, ImageOps
 

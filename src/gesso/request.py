@@ -6,7 +6,7 @@ Not here: what a particular model allows (its pipeline's `plan` checks that), fi
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Self, get_args
+from typing import Annotated, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gesso.cache_settings import CacheSettings
 from gesso.errors import RequestError
 
 LARGEST_SEED = 2**63 - 1
@@ -28,6 +29,55 @@ GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 LONGEST_LIST = 1000  # values; no schedule has more steps, and metadata stays small enough for EXIF
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+
+
+class Identity(BaseModel):
+    """Whose face the pictures show. Its path alone stands for the whole of it.
+
+    Raises:
+        RequestError: on construction, for the first field that cannot be used.
+
+    Example:
+        >>> GenerationRequest(prompt="a man", identity="man.jpg").identity.image
+        'man.jpg'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = Field(description="Photograph of the person whose face is kept.", min_length=1, max_length=4096)
+    strength: float | None = Field(
+        default=None, description="How strongly the face is kept; else 1.", ge=0, le=2, allow_inf_nan=False
+    )
+    start: float | None = Field(
+        default=None, description="Share of the way from which the face acts; else 0.", ge=0, le=1, allow_inf_nan=False
+    )
+    end: float | None = Field(
+        default=None, description="Share of the way up to which the face acts; else 1.", ge=0, le=1, allow_inf_nan=False
+    )
+    pose: str | None = Field(
+        default=None, description="Picture of a face that is held as it shall be.", min_length=1, max_length=4096
+    )
+    variant: Literal["aes_stage2", "sim_stage1"] | None = Field(
+        default=None, description="aes_stage2 for text and looks (the default), sim_stage1 for likeness."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, str):
+            value = {"image": value}
+        elif not isinstance(value, Mapping | cls):
+            raise RequestError("identity", value, "the path of a photograph, or a mapping with image")
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _request_error(error, cls, "identity.") from None
+
+    @model_validator(mode="after")
+    def _window_is_open(self) -> Self:
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise RequestError("identity.start", self.start, f"at most identity.end, {self.end}")
+        return self
 
 
 class GenerationRequest(BaseModel):
@@ -54,6 +104,16 @@ class GenerationRequest(BaseModel):
     )
     width: int | None = Field(default=None, description="Pixels; else the model's own.", ge=8, le=16384)
     height: int | None = Field(default=None, description="Pixels; else the model's own.", ge=8, le=16384)
+    frames: int | None = Field(
+        default=None, description="Video: how many pictures it has; else the model's own.", ge=1, le=10_000
+    )
+    fps: float | None = Field(
+        default=None,
+        description="Video: frames a second when it is played; else the model's own.",
+        ge=1,
+        le=240,
+        allow_inf_nan=False,
+    )
     num_images: int = Field(default=1, description="Pictures of each prompt.", ge=1, le=10_000)
     seed: int | None = Field(
         default=None, description="Picture i uses seed + i; else drawn by chance.", ge=0, le=LARGEST_SEED
@@ -115,6 +175,18 @@ class GenerationRequest(BaseModel):
         le=1,
         allow_inf_nan=False,
     )
+    mask: str | None = Field(
+        default=None,
+        description="Picture that is white where init_image is painted anew, black where it stays.",
+        min_length=1,
+        max_length=4096,
+    )
+    identity: Identity | None = Field(
+        default=None, description="FLUX: photograph of the person whose face the pictures show."
+    )
+    cache: CacheSettings | None = Field(
+        default=None, description="Step cache, such as taylorseer:interval=5,order=2; forecasts steps for speed."
+    )
     deterministic: bool = Field(
         default=False, description="The same pixels whatever else is painted at the same time (slower in company)."
     )
@@ -125,7 +197,7 @@ class GenerationRequest(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            raise _request_error(error) from None
+            raise _request_error(error, cls) from None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -133,6 +205,8 @@ class GenerationRequest(BaseModel):
             raise RequestError("seed", self.seed, "at most 2^63 - 1 less the pictures after the first")
         if self.init_strength is not None and self.init_image is None:
             raise RequestError("init_strength", self.init_strength, "usable alone", "name the picture with init_image")
+        if self.mask is not None and self.init_image is None:
+            raise RequestError("mask", self.mask, "usable alone", "name the picture with init_image")
         for name in ("guidance", "temperature"):
             values = getattr(self, name)
             if isinstance(values, tuple) and not 1 <= len(values) <= LONGEST_LIST:
@@ -153,14 +227,14 @@ def parse_request(values: Mapping[str, object]) -> GenerationRequest:
     return GenerationRequest.model_validate(dict(values))
 
 
-def allowed_values(field: str) -> str:
+def allowed_values(field: str, kind: type[BaseModel] = GenerationRequest) -> str:
     """The allowed values of a request's field in words ("1 to 10000"), "" where the type says it all.
 
     Example:
         >>> allowed_values("num_images")
         '1 to 10000'
     """
-    information = GenerationRequest.model_fields[field]
+    information = kind.model_fields[field]
     low, high, opened = "", "", False
     for bound in _constraints((*information.metadata, information.annotation)):
         match bound:
@@ -201,27 +275,30 @@ def _type_words(annotation: object) -> str:
     return ""
 
 
-def _request_error(error: ValidationError) -> RequestError:
+def _request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> RequestError:
     """The first of pydantic's complaints in our words; bounds and names come from the fields, not from its texts."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return RequestError("request", first["input"], "a mapping of field names to values")
     field = str(first["loc"][0])
-    if field not in GenerationRequest.model_fields:
-        known = list(GenerationRequest.model_fields)
+    if field not in kind.model_fields:
+        known = list(kind.model_fields)
         near = get_close_matches(field, known, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
-        return RequestError("field", field, "a field of a request", hint)
+        return RequestError("field", f"{prefix}{field}", "a field of a request", hint)
     if first["type"] == "missing":
-        return RequestError(field, "", "given", "every request needs it")
-    return RequestError(field, first["input"], _allowed_sentence(field))
+        return RequestError(f"{prefix}{field}", "", "given", "every request needs it" if not prefix else "")
+    return RequestError(f"{prefix}{field}", first["input"], _allowed_sentence(field, kind))
 
 
-def _allowed_sentence(field: str) -> str:
+def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
     """What may stand in a field, as it completes "width 5 is not …": "a whole number from 8 to 16384"."""
-    kind = _type_words(GenerationRequest.model_fields[field].annotation)
-    words = allowed_values(field)
-    if kind == "text":
+    annotation = kind.model_fields[field].annotation
+    names = [str(name) for member in get_args(annotation) if get_origin(member) is Literal for name in get_args(member)]
+    if names:
+        return f"one of: {', '.join(names)}"
+    type_words, words = _type_words(annotation), allowed_values(field, kind)
+    if type_words == "text":
         return f"text of {words}"
     joint = "" if not words or words.startswith(("above", "at most")) else "from "
-    return f"{kind} {joint}{words}".strip()
+    return f"{type_words} {joint}{words}".strip()

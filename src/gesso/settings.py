@@ -3,7 +3,8 @@
 Flag > environment (GESSO_…) > gesso.toml in the working folder > the user's file > default. The user's file is
 `gesso/config.toml` in the configuration folder (XDG_CONFIG_HOME, else ~/.config). Here: the fields and their sources.
 Not here: a request's own fields, which are never settings. Variables of other projects (HF_TOKEN, HF_HOME, …) keep
-their meaning and are read by the libraries they belong to. Tokens are secrets: shown as stars, and never in an error.
+their meaning and are read by the libraries they belong to; ZIMAGE_ATTENTION is read here, after GESSO_ATTENTION. Tokens
+are secrets: shown as stars, and never in an error.
 """
 
 import os
@@ -12,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, ClassVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -24,6 +27,7 @@ from pydantic_settings import (
 )
 
 from gesso.errors import FileError, RequestError
+from gesso.memory_modes import HELP as MEMORY_HELP
 
 PROJECT_FILE = Path("gesso.toml")
 
@@ -44,10 +48,26 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=_default_home, description="Folder of weights, adapters and calibration.")
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps; else the best there is.")
+    dtype: str | None = Field(default=None, description="float32, bfloat16, float16; else what suits model and device.")
+    attention: str = Field(default="sdpa", description="Kernel of attention; gesso doctor lists them.")
+    compile: bool = Field(default=False, description="Compile the networks' blocks: slow to begin, then faster.")
+    model_budget: int | str | None = Field(
+        default=None, description='Bytes of loaded models, such as 24GB, or "auto"; else until memory runs out.'
+    )
+    memory: str = Field(default="auto", description=f"How models lie in memory: {MEMORY_HELP}")
     output: Path = Field(default=Path("gesso-output"), description="Folder that pictures go to.")
     offline: bool = Field(default=False, description="Never reach for the network; what is missing is an error.")
     hf_token: SecretStr | None = Field(default=None, description="Token for Hugging Face, sent to it alone.")
     modelscope_token: SecretStr | None = Field(default=None, description="Token for ModelScope, sent to it alone.")
+    civitai_token: SecretStr | None = Field(default=None, description="Token for CivitAI, sent to it alone.")
+    replicate_token: SecretStr | None = Field(default=None, description="Token for Replicate, sent to it alone.")
+    civitai_endpoint: str = Field(default="https://civitai.com", description="Address of CivitAI, or of a mirror.")
+    largest_adapter: ByteSize = Field(
+        default=ByteSize(4 * 10**9), gt=0, description="Bytes that an adapter may have to be fetched, such as 4GB."
+    )
+    allow_private_addresses: bool = Field(
+        default=False, description="Adapters may be fetched from private addresses, and by plain http from them."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -60,10 +80,38 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Puts the two files after the environment; there is no .env file and no folder of secrets."""
         project, user = (TomlConfigSettingsSource(settings_cls, toml_file=path) for path in (PROJECT_FILE, user_file()))
-        return init_settings, env_settings, project, user
+        return init_settings, env_settings, ZImageSource(settings_cls), project, user
 
 
-_SECRETS = ("hf_token", "modelscope_token")
+class ZImageSource(PydanticBaseSettingsSource):
+    """`ZIMAGE_ATTENTION`, which Z-Image's own scripts read, by its names for kernels, and by ours.
+
+    Its `_native_flash` and `flash` have no masks, so that pictures of unequal prompts come out wrong; here each kernel
+    heeds masks.
+    """
+
+    NAME = "ZIMAGE_ATTENTION"
+    KERNELS: ClassVar = {
+        "native": "sdpa",
+        "_native_flash": "sdpa",
+        "_native_math": "math",
+        "flash_varlen": "flash",
+        "_flash_3": "flash3",
+        "_flash_varlen_3": "flash3",
+    }
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The setting's value, if it is the one."""
+        found = os.environ.get(self.NAME) if field_name == "attention" else None
+        return (None if found is None else self.KERNELS.get(found, found)), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """What this source gives."""
+        names = ["attention"] if self.NAME in os.environ else []
+        return {name: self.get_field_value(Settings.model_fields[name], name)[0] for name in names}
+
+
+_SECRETS = ("hf_token", "modelscope_token", "civitai_token", "replicate_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +172,7 @@ def _holder(name: str, flags: Mapping[str, object] | None = None) -> str:
     sources: list[tuple[str, PydanticBaseSettingsSource]] = [
         ("flag", InitSettingsSource(Settings, dict(flags or {}))),
         (f"environment GESSO_{name.upper()}", EnvSettingsSource(Settings, env_prefix="GESSO_")),
+        (f"environment {ZImageSource.NAME}", ZImageSource(Settings)),
         (str(PROJECT_FILE), TomlConfigSettingsSource(Settings, toml_file=PROJECT_FILE)),
         (str(user_file()), TomlConfigSettingsSource(Settings, toml_file=user_file())),
     ]

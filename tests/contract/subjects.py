@@ -70,9 +70,27 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "flux, doubled": lambda: Subject(
         pipeline=import_module("tests.tiny_flux").tiny_pipeline(guidance_embeds=False), fields={"guidance": 2.0}
     ),
+    "flux, with a person": lambda: Subject(
+        pipeline=import_module("tests.tiny_infinite_you").tiny_pipeline_with_guest(),
+        fields={"identity": {"image": str(import_module("tests.tiny_infinite_you").PERSON), "end": 0.8}},
+    ),
     "z-image": lambda: Subject(pipeline=import_module("tests.tiny_z_image").tiny_pipeline()),
     "z-image, unguided": lambda: Subject(
         pipeline=import_module("tests.tiny_z_image").tiny_pipeline(), fields={"guidance": 0.0}
+    ),
+    "hunyuan-video": lambda: Subject(
+        pipeline=import_module("tests.tiny_hunyuan_video").tiny_pipeline(tile=32, stride=24), fields={"height": 48}
+    ),
+    "hunyuan-video, doubled": lambda: Subject(
+        pipeline=import_module("tests.tiny_hunyuan_video").tiny_pipeline(), fields={"true_guidance": 2.0, "frames": 1}
+    ),
+    "qwen-image": lambda: Subject(pipeline=import_module("tests.tiny_qwen_image").tiny_pipeline()),
+    "qwen-image, unguided": lambda: Subject(
+        pipeline=import_module("tests.tiny_qwen_image").tiny_pipeline(), fields={"guidance": 1.0}
+    ),
+    "sdxl": lambda: Subject(pipeline=import_module("tests.tiny_sdxl").tiny_pipeline()),
+    "sdxl, with noise at every step": lambda: Subject(
+        pipeline=import_module("tests.tiny_sdxl").tiny_pipeline(), fields={"scheduler": "dpm++2m-sde", "negative": "a"}
     ),
     "docs/add-a-model.md": lambda: Subject(pipeline=example_pipeline()),
 }

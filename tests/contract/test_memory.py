@@ -74,7 +74,8 @@ def test_where_only_few_fit_together_all_are_made(subject: Subject, verb: str) -
         jobs = [engine.submit(request) for request in requests]
         all_in.set()
         results = [result for job in jobs for result in job.result(timeout=60)]
-    assert max(batches) > 2
+    alone = verb == "encode" and "identity" in subject.fields  # requests that need a file are encoded one by one
+    assert max(batches) > 2 or alone
     assert watched.alive() == []
     for result, request in zip(results, requests, strict=True):
         assert subject.close(result.image, run_plainly(subject.pipeline, request)[0].image)

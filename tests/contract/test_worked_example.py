@@ -6,6 +6,7 @@ The family is put to the contract as one of the `SUBJECTS`.
 from __future__ import annotations
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from gesso.engine import Engine, loading
 from gesso.errors import WeightsError
 from gesso.request import GenerationRequest
 from gesso.training.export import save_model
-from gesso.weights import catalogue
+from gesso.weights.catalogue import tables
 from tests.contract.worked_example import blocks, module
 from tests.oracle import run_plainly
 
@@ -30,9 +31,11 @@ def test_the_first_picture() -> None:
 def test_a_model_of_it_is_painted_with_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ink = module("src/gesso/pipelines/ink.py")
     module("src/gesso/engine/loading/ink.py")
-    files = blocks()["src/gesso/weights/catalogue.py, in _OWN_FILES"]
+    table = "src/gesso/weights/catalogue/families/ink.toml"
+    families = Path(shutil.copytree(tables.FAMILIES, tmp_path / "families"))
+    (families / Path(table).name).write_text(blocks()[table], encoding="utf-8")
     loaders = blocks()["src/gesso/engine/loading/__init__.py, in _LOADERS"]
-    monkeypatch.setattr(catalogue, "_OWN_FILES", catalogue._OWN_FILES | ast.literal_eval(f"{{{files}}}"))
+    monkeypatch.setattr(tables, "FAMILIES", families)
     monkeypatch.setattr(loading, "_LOADERS", loading._LOADERS | ast.literal_eval(f"{{{loaders}}}"))
 
     network = ink.InkNetwork(ink.InkConfig(width=8))

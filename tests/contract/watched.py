@@ -43,11 +43,11 @@ class Watched:
         self._announce("step", self._prompts(states))
         self._pipeline.step(states)
 
-    def preview(self, state: Any) -> Image.Image:
+    def preview(self, state: Any) -> Image.Image | Sequence[Image.Image]:
         self._announce("preview", self._prompts([state]))
         return self._pipeline.preview(state)
 
-    def decode(self, states: Sequence[Any]) -> Iterator[Output]:
+    def decode(self, states: Sequence[Any]) -> Iterator[Output | None]:
         self._announce("decode", self._prompts(states))
         yield from self._pipeline.decode(states)
 

@@ -20,8 +20,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "add-a-model.md"
 
 @cache
 def blocks() -> dict[str, str]:
-    """Blocks of Python by what their first line says they are."""
-    found = re.findall(r"^```python\n# (.+?)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """Blocks of code and of data by what their first line says they are."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.findall(r"^```(?:python|toml)\n# (.+?)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return dict(found)
 
 

@@ -50,7 +50,7 @@ def _check_networks(golden: Golden, comparison: Comparison, side_car: Quantizati
     counts = [quantize_layers(network, "8bit") for network in (flux, side)]
     wanted = side_car.facts.n_quantized
     comparison.true("layers", wanted in (None, *counts, sum(counts)), f"{counts} were quantized, not {wanted}")
-    left = [layer for network in (flux, side) for layer in linear_layers(network)]
+    left = [place for network in (flux, side) for place in linear_layers(network)]
     comparison.true("all layers", not left, f"{len(left)} linear layers are left")
     atol = golden.tolerances.get("floats", default=5e-5)
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 A kind or family without a check here is a row "not yet", which is no failure. A golden that cannot be read, or whose
 check compared nothing, is a failure with its reason. Not here: the table (`__main__`), the checks (`infinity_*`,
-`z_image_*`).
+`step_cache_*`, `z_image_*`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from tests.golden import (
+    infinite_you_faces,
+    infinite_you_loops,
+    infinite_you_network,
+    infinite_you_quantization,
     infinity_averages,
     infinity_filtering,
     infinity_generation,
@@ -20,6 +24,11 @@ from tests.golden import (
     infinity_rotary,
     infinity_tokenizer,
     infinity_training,
+    step_cache_math,
+    step_cache_networks,
+    step_cache_runs,
+    step_cache_schedules,
+    step_cache_tokens,
     z_image_encoders,
     z_image_loops,
     z_image_manifests,
@@ -41,6 +50,16 @@ CHECKS: dict[tuple[str, str], Check] = {
     ("infinity", "g"): infinity_filtering.check_filtering,
     ("infinity", "h"): infinity_averages.check_averages,
     ("infinity", "j"): infinity_pictures.check_pictures,
+    ("step-cache", "clusca"): step_cache_tokens.check_clusters,
+    ("step-cache", "clusca_quirk"): step_cache_tokens.check_empty_cluster,
+    ("step-cache", "end_to_end"): step_cache_runs.check_run,
+    ("step-cache", "extension_not_reference"): step_cache_runs.check_run,
+    ("step-cache", "speca_metrics"): step_cache_tokens.check_metrics,
+    ("step-cache", "step_decisions"): step_cache_schedules.check_decisions,
+    ("step-cache", "taylor_math"): step_cache_math.check_taylor_math,
+    ("step-cache", "toca_schedules"): step_cache_schedules.check_schedules,
+    ("step-cache", "toca_selection"): step_cache_tokens.check_selection,
+    ("step-cache", "weights"): step_cache_networks.check_weights,
     ("z-image", "attention"): z_image_parts.check_attention,
     ("z-image", "embeddings"): z_image_parts.check_embeddings,
     ("z-image", "loops"): z_image_loops.check_loops,
@@ -53,8 +72,24 @@ CHECKS: dict[tuple[str, str], Check] = {
     ("z-image", "tiny_vae_io"): z_image_encoders.check_autoencoder,
     ("z-image", "tiny_vae_weights"): z_image_network.check_weights,
     ("z-image", "wide_transformer_io"): z_image_transformer.check_forwards,
+    ("infiniteyou", "detector"): infinite_you_faces.check_detector,
+    ("infiniteyou", "face_embedding"): infinite_you_faces.check_embedding,
+    ("infiniteyou", "fake_scrfd"): infinite_you_faces.check_fake_detector,
+    ("infiniteyou", "injection"): infinite_you_network.check_injection,
+    ("infiniteyou", "keypoints"): infinite_you_faces.check_key_points,
+    ("infiniteyou", "loops"): infinite_you_loops.check_loops,
+    ("infiniteyou", "pad"): infinite_you_faces.check_fitting,
+    ("infiniteyou", "quantization"): infinite_you_quantization.check_quantization,
+    ("infiniteyou", "resampler"): infinite_you_network.check_resampler,
+    ("infiniteyou", "schedules"): infinite_you_loops.check_schedules,
+    ("infiniteyou", "tiny_flux_weights"): infinite_you_network.check_weights,
+    ("infiniteyou", "tiny_infusenet_weights"): infinite_you_network.check_weights,
+    ("infiniteyou", "tiny_vae_weights"): infinite_you_network.check_weights,
     ("names", "AutoencoderKL"): z_image_parts.check_autoencoder_names,
+    ("names", "FluxControlNetModel"): infinite_you_network.check_infusenet_names,
     ("names", "ZImageTransformer2DModel"): z_image_parts.check_transformer_names,
+    ("names", "image_proj_model.bin"): infinite_you_network.check_resampler_names,
+    ("names", "recognition_arcface_ir_se50.pth"): infinite_you_network.check_recogniser_names,
 }
 _NAMED_FAILURES = 4
 

@@ -127,6 +127,9 @@ def read_golden(path: Path) -> Golden | None:
     listed = [found[1] for name in data if (found := _LISTING.fullmatch(name))]
     if listed:  # names and shapes of a published network; whose, is in a field's name
         data |= {"family": "names", "kind": listed[0]}
+    elif "family" not in data and isinstance(data.get("tensors"), dict):  # likewise; whose, is in the words of a field
+        words = str(data.get("class_") or data.get("file", "")).split()
+        data |= {"family": "names", "kind": words[0].removesuffix(",") if words else ""}
     if not isinstance(data.get("family"), str) or not isinstance(data.get("kind"), str):
         return None
     return Golden(path, data)

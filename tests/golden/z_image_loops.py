@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gesso.models.s3dit.transformer import S3DiT
 from gesso.pipelines.z_image import ZImagePipeline
-from gesso.pipelines.z_image_state import ShiftRule, ZImageDefaults, ZImageState
+from gesso.pipelines.z_image_state import ZImageDefaults, ZImageState
 from gesso.request import GenerationRequest
+from gesso.sampling.flow import FlowSchedule
 from tests.golden.comparison import Comparison
 from tests.golden.side_car import BrokenGoldenError, Golden, SideCar
 from tests.golden.z_image_network import autoencoder_of, transformer_of
@@ -100,7 +101,7 @@ def _check_loop(golden: Golden, comparison: Comparison, transformer: S3DiT, loop
         transformer=transformer,
         autoencoder=autoencoder_of(golden),
         text=RecordedText(golden),
-        shift=ShiftRule(shift=loop.shift or shift, use_dynamic_shifting=loop.dynamic),
+        shift=FlowSchedule(shift=loop.shift or shift, use_dynamic_shifting=loop.dynamic),
         defaults=ZImageDefaults(),
         name="golden",
         digest="",

@@ -91,7 +91,11 @@ def by_recipe(network: nn.Module, seed: int) -> dict[str, Tensor]:
         leaf = name.rpartition(".")[-1]
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32)
-        if leaf in _TOKENS:
+        if not value.is_floating_point():
+            state[name] = value
+        elif leaf.startswith("running_"):
+            state[name] = 1 + 0.2 * drawn.abs() if leaf == "running_var" else 0.1 * drawn
+        elif leaf in _TOKENS:
             state[name] = 0.5 * drawn
         elif value.ndim >= 2:
             state[name] = drawn / drawn[0].numel() ** 0.5

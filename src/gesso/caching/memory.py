@@ -49,7 +49,8 @@ def expected_bytes(
                 for _ in matching(network, slot.pattern)
                 for stream in slot.streams
             )
-    return numbers * _entries(policy) * branches * element
+    entries = _entries(policy) + policy.probes  # which keep the first blocks' residual as well
+    return numbers * entries * branches * element
 
 
 def _entries(policy: Policy) -> int:

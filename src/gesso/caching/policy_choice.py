@@ -87,6 +87,20 @@ class Policy:
             course = PlannedCourse([Decision(_ACTIONS[kind]) for kind in kinds])
         return course
 
+    def full_steps(self, steps: int) -> int:
+        """How many of so many steps are full whatever is measured."""
+        return planned_steps(self.settings, steps).count(Kind.FULL)
+
+    def settled(self, steps: int) -> CacheSettings:
+        """The settings without blanks, for so many steps: given again, they mean the same.
+
+        An order that was left blank is no higher than it can get.
+        """
+        if self.order_given or self.probes or self.speculates:
+            return self.settings
+        reached = max(self.full_steps(steps) - 1, 0)
+        return self.settings.model_copy(update={"order": min(self.rule.order, reached)})
+
     def _check_order(self, full: int) -> None:
         order = self.rule.order
         if self.order_given and order > max(full - 1, 0):

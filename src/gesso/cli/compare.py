@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gesso.cli.entries import default_size, find_entry
+from gesso.cli.machine import (
+    Attention,
+    Compile,
+    Device,
+    Dtype,
+    Memory,
+    check_machine,
+    machine_settings,
+    new_engine,
+    with_memory_mode,
+)
 from gesso.cli.names import slug
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
 from gesso.cli.painting import paint, tell_warnings
@@ -21,7 +32,7 @@ from gesso.events import Result
 from gesso.files import free_name, ready_folder
 from gesso.metadata import save_picture
 from gesso.request import GenerationRequest, parse_request
-from gesso.settings import load_settings
+from gesso.settings import Settings
 
 if TYPE_CHECKING:
     from gesso.engine import Engine
@@ -52,7 +63,11 @@ def compare(
     warm_up: Annotated[
         bool, typer.Option(help="Paint a picture that is not timed first, as the first one of a model is slower.")
     ] = True,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the best there is.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory: Memory = None,
+    attention: Attention = None,
+    compile: Compile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end, and for an error.")] = False,
 ) -> None:
     """Paint one prompt with several models, side by side.
@@ -61,14 +76,15 @@ def compare(
     """
     if not 2 <= len(model) <= _MOST_MODELS:
         raise RequestError("model", ", ".join(model), f"given 2 to {_MOST_MODELS} times")
-    settings = load_settings({"output": output, "device": device})
-    requests = _requests(options, prompt, model)
+    machine = {"device": device, "dtype": dtype, "memory": memory, "attention": attention, "compile": compile}
+    settings = machine_settings({"output": output, **machine})
+    requests = _requests(options, prompt, model, settings)
     folder = ready_folder(settings.output)
     painted: list[Painted] = []
     with View(silent=as_json) as view:
         try:
             for request in requests:
-                painted.append(_paint(request, settings.device, view, warm_up=warm_up))
+                painted.append(_paint(request, settings, view, warm_up=warm_up))
         except (CancelledError, KeyboardInterrupt):
             raise CancelledError(f"interrupted after {len(painted)} of {len(requests)} models; no sheet") from None
         view.line("drawing the sheet")
@@ -81,7 +97,9 @@ def compare(
     typer.echo(f"sheet: {sheet}")
 
 
-def _requests(options: dict[str, object], prompt: str, models: list[str]) -> list[GenerationRequest]:
+def _requests(
+    options: dict[str, object], prompt: str, models: list[str], settings: Settings
+) -> list[GenerationRequest]:
     """One request a model, all with the same seed, each held against its model before any of them paints."""
     entries = [find_entry({"model": name}) for name in models]
     seed: object = None
@@ -96,25 +114,25 @@ def _requests(options: dict[str, object], prompt: str, models: list[str]) -> lis
         seed = next(value for value in (request.seed, seed, drawn_seed()) if value is not None)
         requests.append(request.model_copy(update={"seed": seed}))
 
+    from gesso.engine.caches import planned
     from gesso.engine.loading import load_planner
 
+    check_machine(settings)
     for request in requests:
-        if planner := load_planner(request.model):
-            planner.plan(request)
+        if planner := load_planner(request.model, settings.device, settings.dtype):
+            planned(planner, request, attention=settings.attention)
     return requests
 
 
-def _paint(request: GenerationRequest, device: str | None, view: View, *, warm_up: bool) -> Painted:
+def _paint(request: GenerationRequest, settings: Settings, view: View, *, warm_up: bool) -> Painted:
     """The pictures of one model, one by one, in an engine of its own: its memory is free for the next model."""
-    from gesso.engine import Engine
-
     view.line(f"loading {request.model}")
     seed = request.seed or 0
     alone = [
         request.model_copy(update={"seed": seed + image, "num_images": 1, "deterministic": True})
         for image in range(request.num_images)
     ]
-    with Engine(device=device) as engine:
+    with new_engine(with_memory_mode(settings, [request], view)) as engine:
         if warm_up:
             _paint_all(engine, alone[:1], view, "warming up")
         results = _paint_all(engine, alone, view, f"painting with {request.model}")

@@ -21,6 +21,6 @@ def config(
             line = {"name": setting.name, "value": value, "source": setting.source, "description": setting.description}
             typer.echo(json.dumps(line, ensure_ascii=False))
         else:
-            typer.echo(f"{setting.name:<18}{value!s:<40}{setting.source:<28}{setting.description}")
+            typer.echo(f"{setting.name:<24}{value!s:<40}{setting.source:<28}{setting.description}")
     if not as_json:
         typer.echo(f"Files: {PROJECT_FILE} here, and {user_file()}", err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gesso.cli.machine import Device, Dtype, Memory, check_machine, machine_settings, new_engine
 from gesso.cli.names import DEFAULT_TEMPLATE, picture_name
 from gesso.cli.painting import paint, uninterrupted
 from gesso.cli.view import View
@@ -15,7 +16,7 @@ from gesso.events import Result
 from gesso.files import ready_folder
 from gesso.metadata import save_picture
 from gesso.request import GenerationRequest
-from gesso.settings import load_settings
+from gesso.settings import Settings
 
 MODEL = "infinity-nano"
 SEEDS = (7, 8)
@@ -42,7 +43,9 @@ SHEET = "contact-sheet.png"
 
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; made if missing.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the best there is.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory: Memory = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end, and for an error.")] = False,
 ) -> None:
     """Paint a contact sheet with the model that comes along.
@@ -51,11 +54,12 @@ def demo(
     Every picture carries its request: gesso rerun makes it again and says whether it is equal.
     """
     started = time.perf_counter()
-    settings = load_settings({"output": output, "device": device})
+    settings = machine_settings({"output": output, "device": device, "dtype": dtype, "memory": memory})
+    check_machine(settings)
     folder = ready_folder(settings.output / "demo" if output is None else output)
     with View(silent=as_json) as view:
         view.line(f"loading {MODEL}")
-        files, results, seconds = _paint(folder, settings.device, view)
+        files, results, seconds = _paint(folder, settings, view)
         view.line("drawing the contact sheet")
         sheet = _draw_sheet(folder, results, seconds)
     total = time.perf_counter() - started
@@ -71,10 +75,8 @@ def demo(
     typer.echo("  gesso doctor")
 
 
-def _paint(folder: Path, device: str | None, view: View) -> tuple[list[Path], list[Result], float]:
+def _paint(folder: Path, settings: Settings, view: View) -> tuple[list[Path], list[Result], float]:
     """Paints and saves every picture; the demo's own files are replaced, so that it can be run again and again."""
-    from gesso.engine import Engine
-
     requests = [
         GenerationRequest(prompt=prompt, model=MODEL, seed=seed, deterministic=True)
         for prompt in PROMPTS
@@ -83,7 +85,7 @@ def _paint(folder: Path, device: str | None, view: View) -> tuple[list[Path], li
     files: list[Path] = []
     results: list[Result] = []
     try:
-        with Engine(device=device) as engine:
+        with new_engine(settings) as engine:
             view.begin_bar("painting", len(requests))
             began = time.perf_counter()
             for request, result in zip(requests, paint(engine, requests, view), strict=True):

@@ -1,6 +1,5 @@
 """`gesso doctor`: what this machine can do. It only looks: nothing is installed, downloaded or changed."""
 
-import importlib.util
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from gesso.errors import MissingError, RequestError
 from gesso.settings import load_settings
 
 
@@ -28,12 +28,6 @@ class Finding:
 
 # Processor features that decide which kernels run, by their names in /proc/cpuinfo.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
-_ATTENTION = {
-    "flash_attn": "FlashAttention 2",
-    "flash_attn_interface": "FlashAttention 3",
-    "xformers": "xFormers",
-    "sageattention": "SageAttention",
-}
 
 
 def doctor(
@@ -61,6 +55,7 @@ def findings() -> Iterator[Finding]:
         ("devices", _devices()),
         ("memory", _memory()),
         ("attention", _attention()),
+        ("compiling", _compiling()),
         ("extras", _extras()),
         ("files", _files()),
     ):
@@ -80,22 +75,24 @@ def _versions() -> Iterator[tuple[str, str]]:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
+    from gesso.devices import CPU, CUDA, MPS, numbered
+
     features = cpu_features()
     fast = (
         "bf16 in hardware"
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(features)
         else "bf16 emulated, float32 is faster"
     )
-    yield "cpu", f"{_cpu_name()}; {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    yield "cpu features", f"{' '.join(features) or 'unknown'}; {fast}"
+    yield CPU, f"{_cpu_name()}; {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    yield f"{CPU} features", f"{' '.join(features) or 'unknown'}; {fast}"
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(number)
             ability = f"compute {card.major}.{card.minor}, {card.total_memory / 2**30:.0f} GiB"
-            yield f"cuda:{number}", f"{card.name}; {ability}; CUDA {torch.version.cuda}"
+            yield numbered(CUDA, number), f"{card.name}; {ability}; CUDA {torch.version.cuda}"
     else:
-        yield "cuda", "none" if torch.version.cuda else "none: this PyTorch was built without CUDA"
-    yield "mps", "present, untested by this project" if torch.backends.mps.is_available() else "none"
+        yield CUDA, "none" if torch.version.cuda else "none: this PyTorch was built without CUDA"
+    yield MPS, "present, untested by this project" if torch.backends.mps.is_available() else "none"
 
 
 def cpu_features() -> list[str]:
@@ -128,15 +125,30 @@ def _memory() -> Iterator[tuple[str, str]]:
         yield "main", f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
     import torch
 
+    from gesso.devices import CUDA, numbered
+
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(number)
-        yield f"cuda:{number}", f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
+        yield numbered(CUDA, number), f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
 
 
 def _attention() -> Iterator[tuple[str, str]]:
-    yield "sdpa", "PyTorch's own; used everywhere"
-    for module, name in _ATTENTION.items():
-        yield module, f"{name}: {'installed, not used yet' if importlib.util.find_spec(module) else 'not installed'}"
+    from gesso.engine.attention import report
+    from gesso.engine.device import default_device
+
+    yield from report(default_device())
+
+
+def _compiling() -> Iterator[tuple[str, str]]:
+    from gesso.engine.acceleration import check_compiler
+    from gesso.engine.device import default_device
+
+    try:
+        check_compiler(default_device())
+    except (MissingError, RequestError) as error:
+        yield "blocks", str(error)
+    else:
+        yield "blocks", "compiled with --compile"
 
 
 def _extras() -> Iterator[tuple[str, str]]:

@@ -24,3 +24,10 @@ def default_size(entry: "Entry") -> tuple[int, int] | None:
     """Width and height of the model's own pictures, None where its entry does not say."""
     width, height = entry.defaults.get("width"), entry.defaults.get("height")
     return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def makes_videos(entry: "Entry") -> bool:
+    """Whether what the model makes are videos."""
+    from gesso.weights import catalogue
+
+    return catalogue.makes_videos(entry)

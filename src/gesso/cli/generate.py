@@ -1,4 +1,4 @@
-"""`gesso generate`: prompts to pictures in a folder.
+"""`gesso generate`: prompts to pictures, or videos, in a folder.
 
 Here: the command, its own options, and saving. The request's options come from `options`, prompts from `prompts`,
 file names from `names`, what is already there from `resume`.
@@ -7,36 +7,53 @@ file names from `names`, what is already there from `resume`.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gesso.cli.entries import default_size, find_entry
+from gesso.cli.calibrate import cache_of_quality
+from gesso.cli.entries import default_size, find_entry, makes_videos
+from gesso.cli.likeness import check_likeness, paint_alike
+from gesso.cli.machine import (
+    Attention,
+    Compile,
+    Device,
+    Dtype,
+    Memory,
+    check_machine,
+    machine_settings,
+    new_engine,
+    with_memory_mode,
+)
 from gesso.cli.names import DEFAULT_TEMPLATE, check_template, picture_name
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
-from gesso.cli.painting import paint, tell_warnings, uninterrupted
+from gesso.cli.painting import tell_warnings, uninterrupted
 from gesso.cli.prompts import read_prompts
 from gesso.cli.resume import find_done, given_options
 from gesso.cli.view import View
 from gesso.errors import CancelledError, RequestError
 from gesso.events import Result
 from gesso.files import free_name, ready_folder
-from gesso.metadata import save_picture
 from gesso.request import GenerationRequest, parse_request
-from gesso.settings import load_settings
+from gesso.settings import Settings
+from gesso.videos import require_library
 
-_ENDINGS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+if TYPE_CHECKING:
+    from gesso.weights.catalogue import Entry
+
+_ENDINGS = {"png": ".png", "webp": ".webp", "jpeg": ".jpg", "mp4": ".mp4"}
 
 
 class Format(StrEnum):
-    """Picture formats that can be asked for."""
+    """File formats that can be asked for: the last is for videos, the others are for pictures."""
 
     PNG = "png"
     WEBP = "webp"
     JPEG = "jpeg"
+    MP4 = "mp4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +71,7 @@ class Destination:
 
     folder: Path
     template: str
-    ending: str
+    format: Format
     quality: int | None
     with_metadata: bool
     command: dict[str, object]
@@ -70,8 +87,15 @@ class Destination:
             prompt=request.prompt,
             model=request.model,
         )
-        record = {**result.metadata, "command": self.command} if self.with_metadata else None
-        return save_picture(result.image, free_name(self.folder / f"{name}{self.ending}"), record, quality=self.quality)
+        path = free_name(self.folder / f"{name}{_ENDINGS[self.format.value]}")
+        command = self.command if result.seed == request.seed else {**self.command, "seed": request.seed}
+        recorded = replace(result, metadata={**result.metadata, "command": command})
+        return recorded.save(path, with_metadata=self.with_metadata, quality=self.quality)
+
+    def counted(self, number: int) -> str:
+        """So many of what is made, in words."""
+        noun = "video" if self.format is Format.MP4 else "picture"
+        return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 @request_options()
@@ -84,61 +108,98 @@ def generate(
     name: Annotated[
         str, typer.Option(metavar="TEMPLATE", help="File name: {index}, {image}, {seed}, {slug}, {model}.")
     ] = DEFAULT_TEMPLATE,
-    format: Annotated[Format, typer.Option(help="File format.")] = Format.PNG,
+    format: Annotated[
+        Format | None, typer.Option(help="File format; else png, and mp4 for models that make videos.")
+    ] = None,
     file_quality: Annotated[
-        int | None, typer.Option(help="1 to 100, for webp and jpeg; else lossless webp and jpeg at 95.")
+        int | None, typer.Option(help="1 to 100, for webp, jpeg, mp4; else lossless webp, jpeg at 95, mp4 at 70.")
     ] = None,
     metadata: Annotated[bool, typer.Option(help="Put the request into each file, for show and rerun.")] = True,
+    quality: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Fastest step cache this alike, such as 0.98 (gesso calibrate), or exact."),
+    ] = None,
+    min_likeness: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Of a person: paint again what is less alike; try 0.5.")
+    ] = None,
+    tries: Annotated[
+        int | None, typer.Option(metavar="INTEGER", help="How often at most, the best is kept; else 4.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Make only what an earlier run of this left out.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the best there is.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory: Memory = None,
+    attention: Attention = None,
+    compile: Compile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture, and for an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no warnings.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the picture, or the folder of several.")] = False,
 ) -> None:
     """Paint pictures of prompts.
 
-    Every prompt uses the same seeds. A file is never overwritten: a number is added.
-    Paths of the pictures go to standard output, everything else to standard error.
+    Models that make videos make those. Every prompt uses the same seeds. A file is never overwritten: it gets
+    a number. Paths of the pictures go to standard output, everything else to standard error.
     """
     started = time.perf_counter()
     if as_json and quiet:
         raise RequestError("--json", "--quiet", "usable with --quiet", "--json shows no progress anyway")
-    settings = load_settings({"output": output, "device": device})
+    machine = {"device": device, "dtype": dtype, "memory": memory, "attention": attention, "compile": compile}
+    settings = machine_settings({"output": output, **machine})
     check_template(name)
-    if file_quality is not None and (format is Format.PNG or not 1 <= file_quality <= 100):
-        raise RequestError("file_quality", file_quality, "a whole number from 1 to 100 for webp or jpeg")
-    fields = _checked_fields(options)
+    fields, entry = _checked_fields(options)
+    if quality is not None:
+        fields |= cache_of_quality(quality, fields, entry, settings)
+    chosen = _chosen_format(format, entry)
+    if file_quality is not None and (chosen is Format.PNG or not 1 <= file_quality <= 100):
+        raise RequestError("file_quality", file_quality, "a whole number from 1 to 100 for webp, jpeg or mp4")
     prompts = read_prompts(prompt)
     requests = [parse_request({**fields, "prompt": text}) for text in prompts]
+    check_likeness(min_likeness, tries, requests[0].identity)
     given = given_options(requests[0])
     folder = ready_folder(settings.output)
     with View(silent=as_json or quiet) as view:
-        done, seed = find_done(folder, [request.prompt for request in requests], given) if resume else (set(), None)
+        texts = [request.prompt for request in requests]
+        videos = chosen is Format.MP4
+        done, seed = find_done(folder, texts, given, videos=videos) if resume else (set(), None)
         first_seed = next(value for value in (requests[0].seed, seed, drawn_seed()) if value is not None)
         tasks = [task for task in _tasks(requests, first_seed) if (task.request.prompt, task.request.seed) not in done]
         if resume:
-            view.line(f"{len(requests) * requests[0].num_images - len(tasks)} pictures are there, {len(tasks)} to make")
+            there = len(requests) * requests[0].num_images - len(tasks)
+            view.line(f"already there: {there}, to make: {len(tasks)}")
         destination = Destination(
             folder=folder,
             template=name,
-            ending=_ENDINGS[format.value],
+            format=chosen,
             quality=file_quality,
             with_metadata=metadata,
             command={"given": given, "first_seed": first_seed},
         )
-        files = _paint_all(tasks, destination, settings.device, view, as_json=as_json)
-        view.line(f"{len(files)} picture{'s' if len(files) != 1 else ''} in {time.perf_counter() - started:.1f} s")
+        alike = (min_likeness, tries)
+        files = _paint_all(tasks, destination, settings, view, as_json=as_json, alike=alike)
+        view.line(f"{destination.counted(len(files))} in {time.perf_counter() - started:.1f} s")
     if open_ and files:
         typer.launch(str(files[0] if len(files) == 1 else folder))
 
 
-def _checked_fields(options: dict[str, object]) -> dict[str, object]:
-    """The fields that were given, their values and the model's name checked before anything else is looked at."""
+def _checked_fields(options: dict[str, object]) -> "tuple[dict[str, object], Entry]":
+    """The fields that were given, and the model: both checked before anything else is looked at."""
     entry = find_entry(options)
     fields = request_fields(options, default_size(entry))
     check_fields(fields)
     entry.require_files()
-    return fields
+    return fields, entry
+
+
+def _chosen_format(asked: Format | None, entry: "Entry") -> Format:
+    """The format to write in, which has to be one of what the model makes; and the library that writes it is there."""
+    of_videos, fitting = makes_videos(entry), [Format.PNG, Format.WEBP, Format.JPEG]
+    if of_videos:
+        require_library()
+        fitting = [Format.MP4]
+    if asked is not None and asked not in fitting:
+        what = f"a format of {'videos' if of_videos else 'pictures'}, which {entry.name} makes"
+        raise RequestError("format", asked.value, what, f"use {', '.join(fitting)}")
+    return asked or fitting[0]
 
 
 def _tasks(requests: Sequence[GenerationRequest], first_seed: int) -> Iterator[Task]:
@@ -150,31 +211,41 @@ def _tasks(requests: Sequence[GenerationRequest], first_seed: int) -> Iterator[T
 
 
 def _paint_all(
-    tasks: Sequence[Task], destination: Destination, device: str | None, view: View, *, as_json: bool
+    tasks: Sequence[Task],
+    destination: Destination,
+    settings: Settings,
+    view: View,
+    *,
+    as_json: bool,
+    alike: tuple[float | None, int | None],
 ) -> list[Path]:
     if not tasks:
         return []
     view.line(f"loading {tasks[0].request.model}")
-    from gesso.engine import Engine
+    from gesso.engine.caches import planned
     from gesso.engine.loading import load_planner
 
-    if planner := load_planner(tasks[0].request.model):
-        for task in tasks:
-            if task.image == 0:  # the last prompt's mistake is found before the first prompt's pictures are made
-                planner.plan(task.request)
+    check_machine(settings)
+    firsts = [task.request for task in tasks if task.image == 0] or [tasks[0].request]
+    if planner := load_planner(tasks[0].request.model, settings.device, settings.dtype):
+        for request in firsts:  # the last prompt's mistake is found before the first prompt's pictures are made
+            planned(planner, request, attention=settings.attention)
+    settings = with_memory_mode(settings, firsts, view)
 
     files: list[Path] = []
     told: set[str] = set()
     try:
-        with Engine(device=device) as engine:
-            view.begin_bar("painting", len(tasks))
-            for task, result in zip(tasks, paint(engine, (task.request for task in tasks), view), strict=True):
+        with new_engine(settings) as engine:
+            unit = destination.counted(0).removeprefix("0 ")
+            view.begin_bar("painting", len(tasks), unit)
+            painted = paint_alike(engine, (task.request for task in tasks), view, *alike)
+            for task, result in zip(tasks, painted, strict=True):
                 with uninterrupted():
                     files.append(destination.save(task, result))
                     view.result(_result_line(task, result, files[-1], as_json=as_json))
                 tell_warnings(result, view, told)
     except (CancelledError, KeyboardInterrupt):
-        kept = f"kept {len(files)} of {len(tasks)} pictures"
+        kept = f"kept {len(files)} of {destination.counted(len(tasks))}"
         raise CancelledError(f"interrupted; {kept}; the same command with --resume makes the rest") from None
     finally:
         view.end_bar()
@@ -192,6 +263,7 @@ def _result_line(task: Task, result: Result, path: Path, *, as_json: bool) -> st
         "image": task.image,
         "width": result.image.width,
         "height": result.image.height,
+        **({"frames": len(result.frames), "fps": result.fps} if result.frames else {}),
         "metadata": result.metadata,
     }
     return json.dumps(line, ensure_ascii=False)

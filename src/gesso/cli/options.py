@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Union, cast, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gesso.errors import RequestError
-from gesso.request import GenerationRequest, allowed_values, parse_request
+from gesso.request import GenerationRequest, Identity, allowed_values, parse_request
 
 PANEL = "The request"
+IDENTITY_PANEL = "A person, with --identity"
 SIZE_PANEL = "Ways to say the size"
 
 # Defaults that differ on the command line: one person at a terminal wants the same pixels again, a server wants speed.
@@ -33,7 +35,8 @@ def request_options(*, without: Sequence[str] = ()) -> Callable[[Callable[..., o
 
     def decorate(function: Callable[..., object]) -> Callable[..., object]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        made = [each for each in (*_field_parameters(), *_size_parameters()) if each.name not in without]
+        everything = (*_field_parameters(), *_identity_parameters(), *_size_parameters())
+        made = [each for each in everything if each.name not in without]
         names = [parameter.name for parameter in made]
 
         def command(**values: object) -> object:
@@ -66,7 +69,7 @@ def request_fields(options: Mapping[str, object], default_size: tuple[int, int] 
         if isinstance(value, str):
             fields[name] = _read(name, value)
     fields |= _size(options, default_size)
-    return fields
+    return fields | _identity(options)
 
 
 def check_fields(fields: Mapping[str, object]) -> None:
@@ -95,6 +98,35 @@ def _field_parameters() -> list[inspect.Parameter]:
         )
         made.append(_keyword(name, bool if kind is bool else str | None, option, default))
     return made
+
+
+def _identity_parameters() -> list[inspect.Parameter]:
+    """One option a field of a person but the photograph, which `--identity` itself names."""
+    made = []
+    for field, information in Identity.model_fields.items():
+        if field != "image":
+            option = typer.Option(
+                f"--identity-{field}",
+                help=_help(field, information, Identity),
+                rich_help_panel=IDENTITY_PANEL,
+                metavar=_metavar(information),
+            )
+            made.append(_keyword(f"identity_{field}", str | None, option, None))
+    return made
+
+
+def _identity(options: Mapping[str, object]) -> dict[str, object]:
+    """The person: the photograph's path alone, or with what was said of it besides."""
+    said = {
+        field: _read(field, str(options[f"identity_{field}"]), Identity)
+        for field in Identity.model_fields
+        if options.get(f"identity_{field}") is not None
+    }
+    photograph = options.get("identity")
+    if said and photograph is None:
+        first = f"--identity-{next(iter(said))}"
+        raise RequestError(first, next(iter(said.values())), "usable alone", "name the photograph with --identity")
+    return {"identity": {"image": photograph, **said}} if said else {}
 
 
 def _size_parameters() -> list[inspect.Parameter]:
@@ -139,18 +171,18 @@ def _is_list(field: FieldInfo) -> bool:
     return any(get_origin(member) is tuple for member in get_args(field.annotation))
 
 
-def _help(name: str, field: FieldInfo) -> str:
+def _help(name: str, field: FieldInfo, kind: type[BaseModel] = GenerationRequest) -> str:
     text = field.description or ""
-    allowed = allowed_values(name)
+    allowed = allowed_values(name, kind)
     notes = [allowed] if allowed and "characters" not in allowed else []
     if name in ("model", "num_images"):
         notes.append(f"default {field.default}")
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _read(name: str, text: str) -> object:
+def _read(name: str, text: str, schema: type[BaseModel] = GenerationRequest) -> object:
     """The text as the field's numbers; as it is where it is none, for the schema to refuse in its own words."""
-    field = GenerationRequest.model_fields[name]
+    field = schema.model_fields[name]
     kind = _plain_type(field)
     if kind not in (int, float):
         return text

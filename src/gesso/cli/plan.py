@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gesso.cli.entries import default_size, find_entry
+from gesso.cache_settings import spelled
+from gesso.cli.entries import default_size, find_entry, makes_videos
+from gesso.cli.machine import Device, Dtype, Memory, machine_settings
 from gesso.cli.options import request_fields, request_options
+from gesso.errors import OutOfMemoryError
 from gesso.request import parse_request
-from gesso.settings import load_settings
 
 if TYPE_CHECKING:
-    from gesso.pipelines.contract import Plan
+    from collections.abc import Iterator
+
+    from gesso.pipelines.contract import Pipeline, Plan
 
 _TRIAL_SIDE = 1024
 _TRIAL_SECONDS = 0.2
@@ -22,7 +26,9 @@ _TRIAL_SECONDS = 0.2
 def plan(
     options: dict[str, object],
     prompt: Annotated[str, typer.Argument(help="The prompt; longer ones cost a little more.")],
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the best there is.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory: Memory = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say what a request would cost, without painting.
@@ -32,25 +38,32 @@ def plan(
     entry = find_entry(options)
     request = parse_request({**request_fields(options, default_size(entry)), "prompt": prompt})
     entry.require_files()
-    settings = load_settings({"device": device})
+    settings = machine_settings({"device": device, "dtype": dtype, "memory": memory})
 
-    from gesso.engine.device import default_device
+    from gesso.engine.caches import planned
+    from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline, load_planner
 
-    place = settings.device or default_device()
-    made = (load_planner(request.model, place) or load_pipeline(request.model, place)).plan(request)
+    place, kind = check_device(settings.device or default_device()), settings.dtype
+    planner = load_planner(request.model, place, kind) or load_pipeline(request.model, place, kind)
+    made = planned(planner, request, attention=settings.attention)
+    foreseen, chosen = _memory(planner, made, settings.memory, place)
     speed = measured_speed(place)
     if as_json:
-        typer.echo(json.dumps(_as_object(made, speed, place), ensure_ascii=False))
+        modes = {"memory": foreseen, "memory_mode": chosen}
+        typer.echo(json.dumps({**_as_object(made, speed, place), **modes}, ensure_ascii=False))
         return
-    pictures = made.request.num_images
+    pictures, noun, length = made.request.num_images, "picture", ""
+    if makes_videos(entry):
+        noun, length = "video", f", {made.request.frames} frames at {made.request.fps:g} a second"
     for name, value in (
         ("model", made.request.model),
-        ("size", f"{made.request.width}x{made.request.height}"),
-        ("pictures", pictures),
-        ("steps", f"{made.steps} a picture"),
-        ("work", f"{made.cost.flops / 1e9:,.1f} GFLOP, {made.cost.bytes / 2**20:,.0f} MiB moved, a picture"),
-        ("memory", f"{made.peak_bytes / 2**20:,.0f} MiB at most, weights included"),
+        ("size", f"{made.request.width}x{made.request.height}{length}"),
+        (f"{noun}s", pictures),
+        ("steps", f"{made.steps} a {noun}"),
+        ("work", f"{made.cost.flops / 1e9:,.1f} GFLOP, {made.cost.bytes / 2**20:,.0f} MiB moved, a {noun}"),
+        *_cache_lines(made, noun),
+        *_memory_lines(made, foreseen, chosen),
         (
             "seconds",
             f"{made.cost.flops * pictures / speed:.3f} at least ({place} multiplies at {speed / 1e9:,.0f} GFLOP/s)",
@@ -60,6 +73,44 @@ def plan(
         typer.echo(f"{name:<10}{value}")
     for warning in made.warnings:
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _memory(planner: "Pipeline", made: "Plan", wanted: str, device: str) -> tuple[dict[str, int], str | None]:
+    """Bytes at most by memory mode, and the mode that would be taken, None where nothing fits."""
+    from gesso.engine.memory import choose, peaks
+
+    foreseen = {str(mode): size for mode, size in peaks(planner, made).items()}
+    try:
+        return foreseen, str(choose(wanted, planner, made, device))
+    except OutOfMemoryError:
+        return foreseen, None
+
+
+def _cache_lines(made: "Plan", noun: str) -> "Iterator[tuple[str, str]]":
+    """What a step cache leaves out, and what it keeps for that. The work above is that without it."""
+    from gesso.engine.caches import computed_steps
+
+    cache = made.request.cache
+    if cache is None:
+        return
+    computed, place = computed_steps(made), "main memory" if cache.offload else "the device's memory"
+    forecast = made.steps - computed
+    adapts = cache.threshold is not None and forecast > 0
+    counted = f"at most {forecast} of {made.steps}" if adapts else f"{forecast} of {made.steps}"
+    yield "cache", spelled(cache)
+    yield "", f"{counted} steps are forecast, the work above is without that"
+    yield "", f"{made.cache_bytes / 2**20:,.2f} MiB of features in {place}, a {noun}"
+
+
+def _memory_lines(made: "Plan", foreseen: dict[str, int], chosen: str | None) -> "Iterator[tuple[str, str]]":
+    """The most memory at once in each mode, weights included; a star at the one that would be taken now."""
+    for number, (name, size) in enumerate((foreseen or {"full": made.peak_bytes}).items()):
+        star = " *" if name == chosen else ""
+        yield "memory" if not number else "", f"{size / 2**20:>9,.0f} MiB at most, {name}{star}"
+    if chosen is None:
+        yield "", "more than is free: no mode fits that leaves pictures as they are"
+    elif foreseen and chosen not in foreseen:
+        yield "", f"with {chosen}"
 
 
 def measured_speed(device: str) -> float:
@@ -84,6 +135,7 @@ def _as_object(made: "Plan", speed: float, device: str) -> dict[str, object]:
         "flops": made.cost.flops,
         "bytes": made.cost.bytes,
         "peak_bytes": made.peak_bytes,
+        "cache_bytes": made.cache_bytes,
         "seconds_at_least": made.cost.flops * made.request.num_images / speed,
         "flops_per_second": speed,
         "device": device,

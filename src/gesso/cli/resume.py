@@ -1,4 +1,4 @@
-"""Which pictures of a command are there already: read from the files' own metadata, never from a side file."""
+"""Which pictures and videos of a command are there already: read from their own metadata, never from a side file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,14 @@ from gesso.errors import FileError
 from gesso.metadata import read_record
 from gesso.pictures import ENDINGS
 from gesso.request import GenerationRequest
+from gesso.videos import is_video
 
 Done = set[tuple[str, int | None]]
 
 
-def find_done(folder: Path, prompts: Sequence[str], given: Mapping[str, object]) -> tuple[Done, int | None]:
+def find_done(
+    folder: Path, prompts: Sequence[str], given: Mapping[str, object], *, videos: bool = False
+) -> tuple[Done, int | None]:
     """Looks through a folder for pictures that the same command made before.
 
     A picture counts if the same options were given with the same values; seed and number of pictures may differ, since
@@ -21,6 +24,7 @@ def find_done(folder: Path, prompts: Sequence[str], given: Mapping[str, object])
         folder: where the earlier run wrote.
         prompts: every prompt of the command.
         given: the options that were given, as `given_options` makes them.
+        videos: whether they may be videos; what reads these is needed for nothing else.
 
     Returns:
         Prompt and seed of every picture that is there, and the first seed of the newest run, None if there was none.
@@ -29,7 +33,7 @@ def find_done(folder: Path, prompts: Sequence[str], given: Mapping[str, object])
     done: Done = set()
     newest: tuple[float, int] | None = None
     for path in folder.iterdir():
-        if path.suffix.lower() not in ENDINGS:
+        if path.suffix.lower() not in ENDINGS and not (videos and is_video(path)):
             continue
         try:
             record = read_record(path)
@@ -38,7 +42,8 @@ def find_done(folder: Path, prompts: Sequence[str], given: Mapping[str, object])
         command = record.data.get("command")
         if record.request.prompt not in wanted or not isinstance(command, dict) or command.get("given") != given:
             continue
-        done.add((record.request.prompt, record.seed))
+        asked = command.get("seed", record.seed)  # another, where a later try was the best
+        done.add((record.request.prompt, asked if isinstance(asked, int) else record.seed))
         first_seed = command.get("first_seed")
         if isinstance(first_seed, int):
             newest = max(newest or (0.0, 0), (path.stat().st_mtime, first_seed))

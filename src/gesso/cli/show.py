@@ -1,23 +1,28 @@
 """`gesso show` and `gesso rerun`: a picture's own request, and the same picture made again and compared.
 
-Here: printing a record, comparing pixels, and the three verdicts. Not here: reading files (`gesso.metadata`,
-`gesso.pictures`).
+Here: printing a record, comparing pixels, and the three verdicts. What is said of a picture holds for a video. Not
+here: reading files (`gesso.metadata`, `gesso.pictures`, `gesso.videos`).
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from gesso.cache_settings import spelled
+from gesso.cli.machine import Device, check_machine, machine_settings, new_engine
 from gesso.cli.view import View
-from gesso.errors import CancelledError
+from gesso.errors import CancelledError, MissingError, RequestError
 from gesso.files import ready_folder
-from gesso.metadata import Record, file_digest, pixels_digest, read_record, save_picture, versions
+from gesso.memory_modes import FULL, parse_mode
+from gesso.metadata import Record, digests_of_person, file_digest, pixels_digest, read_record, versions
 from gesso.pictures import picture_format, read_pixels
-from gesso.settings import load_settings
+from gesso.settings import Settings
+from gesso.videos import check_video_name, is_video, read_frames
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,11 +32,16 @@ if TYPE_CHECKING:
 EQUAL, WITHIN, DIFFERENT = "equal", "equal within", "different"
 # Above this the pictures differ in more than the order of floating-point sums.
 _LARGEST_NOISE = 8
+# What records say that were written before there was a choice.
+_PLAIN = {"attention": "sdpa", "compiled": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two pictures compared: the verdict, the largest difference of a channel (of 255; None if the sizes differ)."""
+    """Two pictures compared: the verdict, the largest difference of a channel (of 255; None if the sizes differ).
+
+    Videos are compared frame by frame; None is also for other numbers of frames.
+    """
 
     verdict: str
     largest: int | None
@@ -41,7 +51,7 @@ class Comparison:
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="A picture that Gesso saved.")],
+    file: Annotated[Path, typer.Argument(help="A picture or video that Gesso saved.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole record as one JSON object.")] = False,
 ) -> None:
     """Show the request that a picture carries.
@@ -61,32 +71,33 @@ def show(
 
 
 def rerun(
-    file: Annotated[Path, typer.Argument(help="A picture that Gesso saved.")],
+    file: Annotated[Path, typer.Argument(help="A picture or video that Gesso saved.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also save the new picture here.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the best there is.")] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="The verdict as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no warnings.")] = False,
 ) -> None:
     """Make a picture again and say whether it is equal.
 
+    It is painted in the dtype and by the attention of the record; where the machine lacks that, it says so.
     The verdict is "equal", "equal within k/255" (floating-point noise of another machine or version) or "different".
     The last ends with status 1.
     """
     record = read_record(file)
-    old = read_pixels(file)
-    settings = load_settings({"device": device})
+    next(_frames_of(file))  # a file that cannot be read is found before any work
+    settings = _settings_of(record, device)
     if output is not None:
-        picture_format(output)
+        check_video_name(output) if is_video(file) else picture_format(output)
         ready_folder(output.parent)
     with View(silent=as_json or quiet) as view:
         view.line(f"loading {record.request.model}")
-        result = _made_again(record, settings.device)
+        result = _made_again(record, settings)
         notes = [*_changes(record, result), *_file_changes(file, record)]
         for note in notes:
             view.warn(note)
-    compared = _compare(file, old, record, result)
+    compared = _compare(file, record, result)
     if output is not None:
-        save_picture(result.image, output, result.metadata)
+        result.save(output)
     if as_json:
         verdict = {
             "file": str(file),
@@ -101,28 +112,58 @@ def rerun(
         raise typer.Exit(1)
 
 
-def _made_again(record: Record, device: str | None) -> "Result":
-    from gesso.engine import Engine
-
+def _settings_of(record: Record, device: str | None) -> Settings:
+    """The settings in force, but with the arithmetic of the record where this machine can do it."""
+    flags: dict[str, object] = {"device": device, "dtype": record.data.get("dtype") or None}
+    how = {"attention": record.data.get("attention"), "compile": record.data.get("compiled")}
+    flags["memory"] = _arithmetic_of(record.data.get("memory"))
+    settings = machine_settings(flags | how)
     try:
-        with Engine(device=device) as engine:
+        check_machine(settings)
+    except (MissingError, RequestError):  # what is used instead is told, as every other change
+        settings = machine_settings(flags | {"attention": _PLAIN["attention"], "compile": _PLAIN["compiled"]})
+        check_machine(settings)
+    return settings
+
+
+def _arithmetic_of(memory: object) -> str | None:
+    """The memory mode of a record where that changes pictures; where parts rest is for this machine to say."""
+    mode = parse_mode(str(memory or FULL))
+    return str(replace(mode, placement=FULL.placement)) if mode.scheme or mode.tiling else None
+
+
+def _made_again(record: Record, settings: Settings) -> "Result":
+    try:
+        with new_engine(settings) as engine:
             return engine.run(record.request_for_this_picture())[0]
     except KeyboardInterrupt:
         raise CancelledError("interrupted; nothing was compared") from None
 
 
-def _compare(file: Path, old: "Image.Image", record: Record, result: "Result") -> Comparison:
+def _compare(file: Path, record: Record, result: "Result") -> Comparison:
     """The new picture against the file; a lossy file's record still knows the digest of the picture before coding."""
-    new = result.image.convert("RGB")
-    if not _is_png(file) and pixels_digest(new) == record.pixels:
+    if not _is_png(file) and result.metadata["pixels"] == record.pixels:
         return Comparison(verdict=EQUAL, largest=0)
-    return compare_pictures(new, old)
+    return compare_frames(result.frames or [result.image], _frames_of(file))
 
 
-def compare_pictures(new: "Image.Image", old: "Image.Image") -> Comparison:
-    """Two RGB pictures: equal, equal within k/255 for small k, or different."""
-    largest = _largest_difference(new, old)
-    if largest is None or largest > _LARGEST_NOISE:
+def _frames_of(file: Path) -> "Iterator[Image.Image]":
+    """The frames of a video, or a picture as the only one."""
+    if is_video(file):
+        yield from read_frames(file)
+    else:
+        yield read_pixels(file)
+
+
+def compare_frames(new: "Iterable[Image.Image]", old: "Iterable[Image.Image]") -> Comparison:
+    """Two pictures or videos, RGB: equal, equal within k/255 for small k, or different."""
+    largest = 0
+    for one, other in zip_longest(new, old):
+        difference = None if one is None or other is None else _largest_difference(one.convert("RGB"), other)
+        if difference is None:
+            return Comparison(verdict=DIFFERENT, largest=None)
+        largest = max(largest, difference)
+    if largest > _LARGEST_NOISE:
         return Comparison(verdict=DIFFERENT, largest=largest)
     return Comparison(verdict=WITHIN if largest else EQUAL, largest=largest)
 
@@ -154,29 +195,46 @@ def _changes(record: Record, result: "Result") -> Iterator[str]:
         then = record.versions.get(name, "unknown")
         if then != version:
             yield f"{name} was {then}, is {version}"
-    for name in ("device", "dtype"):
-        if record.data.get(name) != result.metadata.get(name):
-            yield f"{name} was {record.data.get(name)}, is {result.metadata.get(name)}"
+    for name in ("device", "dtype", "attention", "compiled"):
+        then, now = (data.get(name, _PLAIN.get(name)) for data in (record.data, result.metadata))
+        if then != now:
+            yield f"{name} was {then}, is {now}"
 
 
 def _file_changes(file: Path, record: Record) -> Iterator[str]:
     """What was changed outside of Gesso: the picture's own pixels, or the picture it started from."""
     if not _pixels_are_those_made(file, record):
         yield f"{file}: its pixels were changed after it was made"
-    start = record.request.init_image
-    if start is not None and file_digest(Path(start)) != record.data.get("init_image"):
-        yield f"{start}: the starting picture was changed since"
+    given = (("init_image", record.request.init_image, "starting picture"), ("mask", record.request.mask, "mask"))
+    for field, path, what in given:
+        if path is not None and file_digest(Path(path)) != record.data.get(field):
+            yield f"{path}: the {what} was changed since"
+    if record.request.identity is not None:
+        now = digests_of_person(record.request.identity)
+        if now != record.data.get("identity"):
+            yield f"{record.request.identity.image}: the person's pictures were changed since"
 
 
 def _rows(record: Record) -> Iterator[tuple[str, object]]:
     """What `gesso show` prints: the request without what was left out of it, then how it was made."""
     for name, value in record.request.model_dump(mode="json").items():
-        if value not in (None, ""):
+        if name == "cache" and record.request.cache is not None:
+            yield name, spelled(record.request.cache)
+        elif value not in (None, ""):
             yield name, value
     yield "this picture", f"number {record.index}, seed {record.seed}"
     yield "weights", record.model_digest or "unknown"
     yield "made with", ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    how = {name: record.data.get(name, plain) for name, plain in _PLAIN.items()}
     yield "on", f"{record.data.get('device')}, {record.data.get('dtype')}, company {record.data.get('company')}"
+    yield "by", f"attention {how['attention']}, {'compiled' if how['compiled'] else 'not compiled'}"
+    cached = record.data.get("cache")
+    if isinstance(cached, dict):
+        counts = f"{cached.get('computed')} computed, {cached.get('forecast')} forecast"
+        yield "steps taken", f"{counts}: {cached.get('steps')}"
+    if "likeness" in record.data:
+        likeness = record.data["likeness"]
+        yield "likeness", "unknown, no face is seen" if likeness is None else likeness
     seconds = record.data.get("seconds")
     if isinstance(seconds, dict):
         yield "seconds", ", ".join(f"{stage} {value}" for stage, value in cast("dict[str, float]", seconds).items())

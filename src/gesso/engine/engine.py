@@ -13,14 +13,19 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
+from gesso.devices import check_dtype, check_name
+from gesso.engine.acceleration import PLAIN, Acceleration
+from gesso.engine.budget import parse_budget
 from gesso.engine.job import Job
 from gesso.engine.loop import Load, Loop
 from gesso.engine.scheduler import Policy, check_policy
 from gesso.engine.standing import HIGHEST, LOWEST
 from gesso.errors import RequestError, RunError
 from gesso.events import Event, Result
+from gesso.memory_modes import check_memory
 from gesso.pipelines.contract import Pipeline
 from gesso.request import GenerationRequest
+from gesso.settings import load_settings
 
 _DRAWN_SEEDS = 2**32  # Short enough to be read aloud; far below the largest seed whatever the number of pictures.
 
@@ -32,8 +37,17 @@ class Engine:
     at the same size advance together. One thread works, on one device; it starts with the first request.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes CUDA if there is one, else the CPU.
-        dtype: what to compute in, by PyTorch's name (``float32``, ``bfloat16``); None leaves it to the model.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None takes the setting, else CUDA if there is one, else the CPU.
+        dtype: what to compute in, by PyTorch's name (``float32``, ``bfloat16``, ``float16``); None takes the setting,
+            else leaves it to the model.
+        attention: the kernel of attention in the networks that are run at every step (``sdpa``, ``flash``, …;
+            `docs/speed.md`); None takes the setting, which is ``sdpa`` unless it was changed. One that does not run
+            here fails the requests before weights are read.
+        compile: whether the blocks of these networks are compiled, each kind once, when they first run; None takes the
+            setting, which is not to unless it was changed.
+        memory: how models lie in memory (``full``, ``offload``, ``8bit``, …; `docs/memory.md`); None takes the setting,
+            which is ``auto`` unless it was changed: by what is free and what the first request to a model needs, a mode
+            that leaves every bit of the pictures as it is.
         policy: who steps next among requests of equal priority: ``fair`` shares by cost between models and requests,
             ``oldest`` waits for nobody, ``laggards`` lets those behind catch up so that more step together. Nobody
             starves under any; ``benchmarks/continuous_batching.py`` compares them.
@@ -41,6 +55,10 @@ class Engine:
             twice as many where some need not wait for others' places (of higher priority, or of another request than
             the one that holds most). Bounds memory; where it still runs out, fewer step together.
         preview_every: a Preview event after every so many steps; 0 for none. ``submit`` and ``stream`` may differ.
+        model_budget: what the weights of all loaded models may take: bytes, an amount such as ``"24GB"``, or ``"auto"``
+            for what is free on the device. For another model those go that have had nothing to do for longest; one that
+            is in use is waited for, and one that is larger than the budget is loaded alone. None takes the setting,
+            which is to keep models until memory runs out, and then to let go of idle ones.
         load: makes a pipeline from a model's name or path, a device and a dtype; None is the catalogue's. For tests
             and for models that no catalogue knows.
 
@@ -60,16 +78,27 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        attention: str | None = None,
+        compile: bool | None = None,
+        memory: str | None = None,
         policy: str = "fair",
         max_batch: int = 16,
         preview_every: int = 0,
+        model_budget: int | str | None = None,
         load: Load | None = None,
     ) -> None:
         checked: Policy = check_policy(policy)
         if not _is_whole(max_batch) or max_batch < 1:
             raise RequestError("max_batch", max_batch, "a whole number above 0")
         self._preview_every = _checked_interval(preview_every)
-        self._loop = Loop(load or _load_from_catalogue, device, dtype, checked, max_batch)
+        settings = load_settings({"device": device, "dtype": dtype, "attention": attention, "compile": compile})
+        budget = parse_budget(load_settings({"model_budget": model_budget}).model_budget)
+        device = None if settings.device is None else check_name(settings.device)
+        dtype = None if settings.dtype is None else check_dtype(settings.dtype)
+        acceleration = Acceleration(attention=settings.attention, compile=settings.compile)
+        measure = _measure if load is None else None
+        loader = _loader(load, acceleration, check_memory(load_settings({"memory": memory}).memory))
+        self._loop = Loop(loader, device, dtype, checked, max_batch, acceleration.record, budget, measure)
         # The thread knows the loop and not the engine, so that a forgotten engine can be collected and closes itself.
         self._thread = threading.Thread(target=self._loop.run, name=f"gesso-engine-{device or 'auto'}", daemon=True)
         self._starting = threading.Lock()
@@ -205,10 +234,29 @@ class _Stream(Iterator[Event]):
         self.close()
 
 
-def _load_from_catalogue(name: str, device: str, dtype: str | None) -> Pipeline:
-    from gesso.engine.loading import load_pipeline
+def _loader(load: Load | None, acceleration: Acceleration, memory: str) -> Load:
+    """What makes pipelines: the catalogue's loader, or somebody's own and then what is put onto what it made."""
+    if load is not None and acceleration == PLAIN:
+        return load
 
-    return load_pipeline(name, device, dtype)
+    def loaded(name: str, device: str, dtype: str | None) -> Pipeline:
+        from gesso.engine.loading import load_pipeline
+        from gesso.engine.loading.accelerate import accelerate
+
+        if load is None:
+            return load_pipeline(name, device, dtype, acceleration=acceleration, memory=memory)
+        acceleration.check(device)
+        pipeline = load(name, device, dtype)
+        accelerate(pipeline, acceleration)
+        return pipeline
+
+    return loaded
+
+
+def _measure(name: str, device: str, dtype: str | None) -> int | None:
+    from gesso.engine.loading import measure
+
+    return measure(name, device, dtype)
 
 
 def _stop(loop: Loop, thread: threading.Thread) -> None:

@@ -46,7 +46,7 @@ def as_gesso_error(
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether memory ran out: Python's, the device's, or PyTorch's own for tensors in main memory."""
-    if isinstance(problem, MemoryError):
+    if isinstance(problem, MemoryError | OutOfMemoryError):
         return True
     torch = sys.modules.get("torch")  # If nobody loaded it, nobody raised its error.
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):

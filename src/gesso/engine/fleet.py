@@ -14,12 +14,17 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from gesso.engine.device import release_memory
+from gesso.devices import CPU
+from gesso.engine.budget import Budget, weights_bytes
+from gesso.engine.device import free_bytes, release_memory
 from gesso.engine.failures import as_gesso_error, is_out_of_memory
 from gesso.engine.flight import Model, Row, Run
 from gesso.engine.job import Job
+from gesso.engine.memory import needed, options
+from gesso.engine.places import Places
 from gesso.errors import GessoError
 from gesso.events import Cancelled, Done, Failed, Result
+from gesso.pipelines.contract import Pipeline
 
 
 class Fleet:
@@ -31,19 +36,22 @@ class Fleet:
         names: models by the names they were asked for.
         models: of these, each once.
         memory_ran_out: whether memory is to be given back before the next turn.
+        budget: what the weights of all models may take.
     """
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, budget: Budget = None) -> None:
         self.device = device
+        self.budget: Budget = budget
         self.arrived: deque[Job] = deque()
         self.names: dict[str, Model] = {}
         self.models: list[Model] = []
         self.memory_ran_out = False
+        self._loaded = 0
 
     @property
     def place(self) -> str:
         """The device; before the first model is loaded nothing has run anywhere but here."""
-        return self.device or "cpu"
+        return self.device or CPU
 
     @property
     def busy(self) -> bool:
@@ -64,6 +72,71 @@ class Fleet:
         """Those that have no end yet."""
         return [*self.arrived, *(run.job for run in self.runs)]
 
+    # Models.
+
+    @property
+    def idle(self) -> list[Model]:
+        """Those that have nothing to do."""
+        return [model for model in self.models if not model.runs]
+
+    def add(self, name: str, pipeline: Pipeline, most: int) -> Model:
+        """Take in the pipeline that a name was loaded as, with so many places; it may be there by another name."""
+        model = next((model for model in self.models if model.pipeline is pipeline), None)
+        if model is None:
+            model = Model(pipeline=pipeline, number=self._loaded, places=Places(most=most))
+            self._loaded += 1
+            self.models.append(model)
+        self.names[name] = model
+        return model
+
+    def mark_used(self, turn: int) -> None:
+        """Note which models have something to do in this turn."""
+        for model in self.models:
+            if model.runs:
+                model.last_turn = turn
+
+    def makes_room(self, needed: int) -> bool:
+        """Let go of idle models, the least recently used first, until the budget has room for a model of so many bytes.
+
+        Whether one may be loaded now: if not, it waits until a model that is in use is idle. One that is larger than
+        the budget is loaded when nothing else is there.
+        """
+        while self._exceeds(needed):
+            if not self._drop_idle():
+                return not self.models
+        return True
+
+    def keep_to_budget(self, newest: Model) -> None:
+        """The same when a model is there and its size is known."""
+        while self._exceeds(0) and self._drop_idle(newest):
+            pass
+
+    def drop_all_idle(self) -> bool:
+        """Let go of every model that has nothing to do, because memory ran out; whether there was one."""
+        count = len(self.models)
+        while self._drop_idle():
+            pass
+        return len(self.models) < count
+
+    def _exceeds(self, needed: int) -> bool:
+        """Whether the models that are there and another of so many bytes are over the budget."""
+        if self.budget == "auto":
+            free = free_bytes(self.place)
+            return bool(needed) and free is not None and needed > free
+        return self.budget is not None and weights_bytes(model.pipeline for model in self.models) + needed > self.budget
+
+    def _drop_idle(self, but: Model | None = None) -> bool:
+        """Let go of the model that has had nothing to do for longest, and of its memory; whether there was one."""
+        gone = min((model for model in self.idle if model is not but), key=lambda model: model.last_turn, default=None)
+        if gone is None:
+            return False
+        self.models.remove(gone)
+        gone.caches.detach()
+        self.names = {name: model for name, model in self.names.items() if model is not gone}
+        del gone
+        release_memory()
+        return True
+
     # Ends.
 
     def finish(self, row: Row, result: Result) -> None:
@@ -71,7 +144,7 @@ class Fleet:
         run = row.run
         run.results[row.image] = result
         run.model.land(run)
-        run.model.rows.remove(row)
+        run.model.drop([row])
 
     def end_if_done(self, run: Run) -> None:
         """End the job that has all its pictures."""
@@ -96,19 +169,19 @@ class Fleet:
 
     def refuse(self, job: Job, problem: BaseException) -> None:
         """End a job that cannot be admitted."""
-        job.end(Failed(job=job.id, error=self._error(problem, needed=None)))
+        job.end(Failed(job=job.id, error=self._error(problem)))
 
     def fail(self, runs: Iterable[Run], problem: BaseException) -> None:
         """End these requests, and only these, with what went wrong in a batch that they were in."""
         failed = list(dict.fromkeys(runs))
-        error = self._error(problem, needed=max((run.plan.peak_bytes for run in failed), default=None))
+        error = self._error(problem, max(failed, key=lambda run: needed(run.pipeline, run.plan), default=None))
         self._forget(failed)
         for run in failed:
             run.job.end(Failed(job=run.job.id, error=error))
 
     def fail_everything(self, problem: BaseException) -> None:
         """The loop itself broke: nothing that is under way can be trusted."""
-        error = self._error(problem, needed=None)
+        error = self._error(problem)
         for job in self.jobs():
             job.end(Failed(job=job.id, error=error))
         self.arrived.clear()
@@ -118,14 +191,19 @@ class Fleet:
         """Let go of the models, when the loop has ended and so has every job."""
         self.arrived.clear()
         self.names.clear()
+        for model in self.models:
+            model.caches.detach()
         self.models.clear()
         with contextlib.suppress(Exception):  # A device that is broken for good has nobody left to be told.
             release_memory()
 
-    def _error(self, problem: BaseException, *, needed: int | None) -> GessoError:
+    def _error(self, problem: BaseException, largest: Run | None = None) -> GessoError:
+        """What those are told whose requests it ends; of them, `largest` is the one that needs most memory."""
         self.memory_ran_out |= is_out_of_memory(problem)
-        modes = () if needed is None else ("a smaller width and height",)
-        return as_gesso_error(problem, needed=needed, device=self.place, modes=modes)
+        if largest is None or not is_out_of_memory(problem):
+            return as_gesso_error(problem, needed=None, device=self.place)
+        size, modes = needed(largest.pipeline, largest.plan), options(largest.pipeline, largest.plan, self.place)
+        return as_gesso_error(problem, needed=size, device=self.place, modes=modes)
 
     def _forget(self, runs: Iterable[Run]) -> None:
         gone = set(runs)
@@ -191,12 +269,12 @@ class Fleet:
         return True
 
     def _goes_alone(self, run: Run, problem: BaseException, row: Row | None = None) -> bool:
-        """Whether memory ran out for one picture beside others, or before what an earlier failure held was given back.
+        """Whether memory ran out for one picture beside others, or before what others had left was given back.
 
         If so, the request's next picture is solitary; ``row`` is the picture itself, where it was begun.
         """
         others = [other for other in self.rows if other is not row]
-        if not is_out_of_memory(problem) or not (others or self.memory_ran_out):
+        if not is_out_of_memory(problem) or not (others or self.memory_ran_out or self.drop_all_idle()):
             return False
         self._shrink(run.model, sum(other.run.model is run.model for other in others))
         run.model.solitary[run] = None

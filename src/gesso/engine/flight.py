@@ -1,6 +1,7 @@
-"""What is in the air: models, admitted requests and their unfinished pictures, and how these are told to the scheduler.
+"""What is in the air: models, admitted requests and their unfinished pictures.
 
-Records and grouping only. The verbs are called in ``loop``; the choices are made in ``scheduler`` and ``standing``.
+Records only. Who shares a call is in ``groups``; the verbs are called in ``loop``; the choices are made in
+``scheduler`` and ``standing``.
 """
 
 from __future__ import annotations
@@ -9,17 +10,16 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from gesso.engine.accounts import Lane, Pace, whole
+from gesso.engine.caches import Cached, Caches
 from gesso.engine.job import Job
 from gesso.engine.places import Places
-from gesso.engine.scheduler import OVERDRAFT, SHARE, Group, Rank, choose_rows, lets_others_begin, may_join
+from gesso.engine.scheduler import OVERDRAFT, SHARE, Rank, lets_others_begin, may_join
 from gesso.engine.standing import ORDINARY, Claim, Standing
 from gesso.events import Result
-from gesso.pipelines.contract import Pipeline, Plan
-
-_T = TypeVar("_T")
+from gesso.pipelines.contract import Output, Pipeline, Plan
 
 
 @dataclass(eq=False, kw_only=True)
@@ -105,6 +105,7 @@ class Row:
         seconds: spent in the steps it took part in.
         spent: FLOPs of its own share of these.
         solitary: until it is done nothing else begins, since it did not fit beside others.
+        cached: its part in a step cache, where its request has one.
     """
 
     run: Run
@@ -116,6 +117,12 @@ class Row:
     seconds: float = 0.0
     spent: int = 0
     solitary: bool = False
+    cached: Cached | None = None
+
+    @property
+    def decision(self) -> Hashable:
+        """What its step cache makes of its next step; None without one."""
+        return None if self.cached is None else self.cached.decision(self.steps_done, self.state.total)
 
     @property
     def steps_done(self) -> int:
@@ -126,6 +133,28 @@ class Row:
         """FLOPs that it still takes: at least those of its next step, whatever its plan says."""
         planned = whole(self.run.plan.cost.flops) - self.spent
         return max(planned, whole(self.state.cost.flops)) if self.state.remaining else max(planned, 0)
+
+
+@dataclass(eq=False, kw_only=True)
+class Decoding:
+    """Finished pictures of one model on their way to pixels, which is left at each breath and taken up a turn later.
+
+    Attributes:
+        rows: all of them.
+        waiting: those whose pixels are not there yet; the first is being decoded.
+        outputs: what the pipeline yields.
+        seconds: spent on the first so far.
+    """
+
+    rows: list[Row]
+    waiting: deque[Row]
+    outputs: Iterator[Output | None]
+    seconds: float = 0.0
+
+    @property
+    def decisive(self) -> list[Row]:
+        """For whom it goes on: the one that is half done, and between pictures all, since nothing is lost there."""
+        return [self.waiting[0]] if self.seconds else list(self.waiting)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -141,9 +170,12 @@ class Model:
         dated: those of them with a deadline.
         solitary: those of them whose next picture begins when nothing else is under way.
         rows: its unfinished pictures, in the order in which they were begun.
+        decoding: what of them took a breath while it was decoded.
         flying: how many of them each request has, those included whose state is about to be made.
         lanes: accounts by priority.
         pace: how fast it is.
+        caches: step caches on its network.
+        last_turn: the loop's turn in which it last had something to do.
     """
 
     pipeline: Pipeline
@@ -154,9 +186,15 @@ class Model:
     dated: dict[Run, None] = field(default_factory=dict)
     solitary: dict[Run, None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    decoding: Decoding | None = None
     flying: Counter[Run] = field(default_factory=Counter)
     lanes: defaultdict[int, Lane] = field(default_factory=lambda: defaultdict(Lane))
     pace: Pace = field(default_factory=Pace)
+    caches: Caches = field(init=False)
+    last_turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.caches = Caches(self.pipeline)
 
     def admit(self, run: Run, most_used: int) -> None:
         """Take in a request. Where its priority had nothing to do, its account goes on from ``most_used``."""
@@ -222,9 +260,16 @@ class Model:
 
     def begin_anew(self, rows: Sequence[Row]) -> None:
         """Drop the states of these pictures, and let them begin again."""
-        self.rows = [row for row in self.rows if row not in rows]
+        self.drop(rows)
         for row in reversed(rows):
             self.put_back(row.run, row.image)
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """Let go of the states of these pictures, and of what step caches keep for them."""
+        for row in rows:
+            if row.cached is not None:
+                row.cached.end()
+        self.rows = [row for row in self.rows if row not in rows]
 
     def land(self, run: Run) -> None:
         """One picture less of this request is under way."""
@@ -233,8 +278,10 @@ class Model:
             del self.flying[run]
 
     def forget(self, runs: set[Run]) -> None:
-        """Let go of these requests and all that belongs to them."""
-        self.rows = [row for row in self.rows if row.run not in runs]
+        """Let go of these requests and all that belongs to them; what is decoded for others is not begun anew."""
+        if self.decoding is not None and self.decoding.waiting[0].run in runs:
+            self.decoding = None
+        self.drop([row for row in self.rows if row.run in runs])
         self.runs = [run for run in self.runs if run not in runs]
         for priority, queue in self.queues.items():
             self.queues[priority] = deque(run for run in queue if run not in runs)
@@ -276,90 +323,3 @@ def _front(queue: Iterable[Run]) -> Iterator[Run]:
         yield run
         if run.may_begin and not run.rank.share:
             return
-
-
-def step_groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that may step together: same model and equal batch keys; a row that runs alone is a group of its own."""
-    groups: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        own = row.arrival if row.run.alone else None
-        groups.setdefault((row.run.model.number, row.state.batch_key, own), []).append(row)
-    return list(groups.values())
-
-
-def decode_groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Finished rows that are decoded together: same model and size; a row that runs alone is decoded alone."""
-    groups: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        request = row.run.plan.request
-        own = row.arrival if row.run.alone else None
-        groups.setdefault((row.run.model.number, request.width, request.height, own), []).append(row)
-    return [part for group in groups.values() for part in _parts(group, group[0].run.model.places.now)]
-
-
-def encode_groups(runs: Iterable[Run]) -> list[list[Run]]:
-    """Requests that are encoded together: same model; one that runs alone is encoded alone.
-
-    So is one that starts from a picture: should its file be gone or broken by now, that is nobody else's fault.
-    """
-    groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        own = id(run) if run.alone or run.plan.request.init_image is not None else None
-        groups.setdefault((run.model.number, own), []).append(run)
-    return [part for group in groups.values() for part in _parts(group, group[0].model.places.now)]
-
-
-def _parts(group: Sequence[_T], most: int) -> list[list[_T]]:
-    return [list(group[start : start + most]) for start in range(0, len(group), most)]
-
-
-def describe_group(rows: Sequence[Row], turn: int) -> Group:
-    """What the scheduler may know of a group at that turn: of those in it that stand highest, the rest ride along."""
-    standing = max(row.run.standing for row in rows)
-    heads = [row for row in rows if row.run.standing == standing]
-    left = Counter[Run]()
-    for row in heads:
-        left[row.run] += row.left
-    return Group(
-        arrival=min(row.arrival for row in heads),
-        waited=max(turn - row.last_turn for row in heads),
-        behind=max(row.state.remaining / row.state.total for row in heads),
-        solo=heads[0].run.alone,
-        standing=standing,
-        model=heads[0].run.model.number,
-        account=heads[0].run.lane.used,
-        work=left.total(),
-        due=min(run.used + left[run] for run in left),
-    )
-
-
-def stepping_rows(group: Sequence[Row]) -> list[Row]:
-    """Those of a group that step now: all of it, or as many as its model has places."""
-    places = group[0].run.model.places.now
-    if len(group) <= places:
-        return list(group)
-    before = Counter[Run]()
-    ranks = []
-    for row in group:
-        ranks.append(Rank(row.run.standing, -(before[row.run] // SHARE)))
-        before[row.run] += 1
-    return [group[index] for index in choose_rows(ranks, places)]
-
-
-def charge(rows: Sequence[Row], flops: Sequence[int], most_used: dict[int, int]) -> None:
-    """Put a step on the accounts of those who took part.
-
-    Args:
-        rows: who stepped.
-        flops: what it cost each.
-        most_used: by priority, the highest account of a model that stepped: from there goes on that of a model which
-            had nothing to do; moved on here.
-    """
-    for row, spent in zip(rows, flops, strict=True):
-        row.spent += spent
-        row.run.used += spent
-        row.run.lane.used += spent
-    for lane in {row.run.lane for row in rows}:
-        lane.floor = max(lane.floor, min(row.run.used for row in rows if row.run.lane is lane))
-    for row in rows:
-        most_used[row.run.priority] = max(most_used.get(row.run.priority, 0), row.run.lane.used)

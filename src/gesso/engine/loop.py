@@ -13,26 +13,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from gesso.engine.accounts import whole
+from gesso.engine.budget import Budget
+from gesso.engine.caches import calling, check_room, planned
 from gesso.engine.device import default_device, settle
 from gesso.engine.failures import is_out_of_memory
 from gesso.engine.fleet import Fleet
-from gesso.engine.flight import (
-    Model,
-    Row,
-    Run,
-    charge,
-    decode_groups,
-    describe_group,
-    encode_groups,
-    step_groups,
-    stepping_rows,
-)
+from gesso.engine.flight import Decoding, Model, Row, Run
+from gesso.engine.groups import charge, decode_groups, describe_group, encode_groups, step_groups, stepping_rows
 from gesso.engine.inbox import Inbox
 from gesso.engine.job import Job
-from gesso.engine.places import Places
+from gesso.engine.memory import loading_for
 from gesso.engine.results import describe_result
 from gesso.engine.scheduler import Policy, choose_group
 from gesso.engine.standing import Standing, standings
@@ -41,6 +34,7 @@ from gesso.events import Failed, Preview, Progress, Result, Stage
 from gesso.pipelines.contract import Output, Pipeline
 
 Load = Callable[[str, str, str | None], Pipeline]
+Measure = Callable[[str, str, str | None], int | None]
 
 
 class Loop:
@@ -52,15 +46,31 @@ class Loop:
         dtype: handed to ``load``.
         policy: who steps next.
         max_batch: the most rows in one step.
+        how: what else pictures say of the arithmetic that they were made by.
+        budget: bytes that the weights of all loaded models may take.
+        measure: about how many of them a model will take, told as ``load`` is; None where nobody knows before.
     """
 
-    def __init__(self, load: Load, device: str | None, dtype: str | None, policy: Policy, max_batch: int) -> None:
+    def __init__(
+        self,
+        load: Load,
+        device: str | None,
+        dtype: str | None,
+        policy: Policy,
+        max_batch: int,
+        how: Mapping[str, object] | None = None,
+        budget: Budget = None,
+        measure: Measure | None = None,
+    ) -> None:
         self.inbox = Inbox()
         self._load = load
         self._dtype = dtype
         self._policy: Policy = policy
         self._max_batch = max_batch
-        self._fleet = Fleet(device)
+        self._how = how or {}
+        self._fleet = Fleet(device, budget)
+        self._measure = measure or (lambda name, device, dtype: None)
+        self._needs: dict[str, int] = {}  # By name of a model that waits for room: what `measure` said.
         self._most_used: dict[int, int] = {}  # By priority: the highest account of a model that stepped.
         self._last_turns: dict[int, int] = {}  # By priority, while several compete: when one of it last stepped.
         self._ranked: list[Run] = []  # Those whose standing is more than their priority.
@@ -106,15 +116,44 @@ class Loop:
         fleet = self._fleet
         strangers = [job for job in fleet.arrived if job.request.model not in fleet.names]
         loading = max(strangers, key=lambda job: job.priority, default=None)
+        waiting: Job | None = None
+        fleet.mark_used(self._turn_number)
         for job in list(fleet.arrived):
-            if job is loading or job.request.model in fleet.names:
+            if job is loading and not self._has_room(job):
+                waiting = job
+            elif waiting is not None and job.priority <= waiting.priority:
+                continue  # It would keep a model in use that the one that came before it waits for.
+            elif job is loading or job.request.model in fleet.names:
                 self._admit_one(job)
                 fleet.arrived.remove(job)
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether the model that the job names may be loaded now, which idle models are let go for."""
+        fleet, name = self._fleet, job.request.model
+        if fleet.budget is None:
+            return True
+        if name not in self._needs:
+            try:
+                self._needs[name] = self._measure(name, self._device(), self._dtype) or 0
+            except Exception:  # Loading it will say what is wrong with it.
+                return True
+        self._forget_ended()
+        return fleet.makes_room(self._needs[name])
+
+    def _forget_ended(self) -> None:
+        """Hold no request that has ended, so that models that are let go of leave memory."""
+        self._ranked = [run for run in self._ranked if run in run.model.runs]
+
+    def _device(self) -> str:
+        if self._fleet.device is None:
+            self._fleet.device = default_device()
+        return self._fleet.device
 
     def _admit_one(self, job: Job) -> None:
         try:
             model, seconds = self._model_of(job)
-            plan = model.pipeline.plan(job.request)
+            plan = planned(model.pipeline, job.request, attention=str(self._how.get("attention", "")))
+            check_room(plan, self._fleet.place, model.caches)
         except Exception as problem:
             self._fleet.refuse(job, problem)
             return
@@ -131,17 +170,30 @@ class Loop:
             return fleet.names[name], 0.0
         self._tell(job, "load", 0, 0, 1)
         started = time.perf_counter()
-        if fleet.device is None:
-            fleet.device = default_device()
-        pipeline = self._load(name, fleet.device, self._dtype)
-        settle(fleet.device)
-        model = next((model for model in fleet.models if model.pipeline is pipeline), None)
-        if model is None:
-            model = Model(pipeline=pipeline, number=len(fleet.models), places=Places(most=self._max_batch))
-            fleet.models.append(model)
-        fleet.names[name] = model
+        with loading_for(job.request):
+            pipeline = self._loaded(name)
+        model = fleet.add(name, pipeline, self._max_batch)
+        model.last_turn = self._turn_number
+        self._needs.pop(name, None)
+        fleet.keep_to_budget(model)
         self._tell(job, "load", 0, 1, 1)
         return model, time.perf_counter() - started
+
+    def _loaded(self, name: str) -> Pipeline:
+        """The pipeline of that name. If memory runs out, idle models are let go of, and it is tried once more."""
+        device = self._device()
+        try:
+            pipeline = self._load(name, device, self._dtype)
+        except Exception as problem:
+            if not is_out_of_memory(problem) or not self._fleet.idle:
+                raise
+            pipeline = None
+        if pipeline is None:  # Out of reach of the error, which holds what was loaded so far.
+            self._forget_ended()
+            self._fleet.drop_all_idle()
+            pipeline = self._load(name, device, self._dtype)
+        settle(device)
+        return pipeline
 
     def _rank(self) -> None:
         """Give every request its standing for this turn. Where nothing sets them apart, it is their priority."""
@@ -173,6 +225,7 @@ class Loop:
                 continue
             try:
                 state = run.pipeline.begin(run.plan, run.conditioning, image)
+                cached = run.model.caches.begin(run.plan)
             except Exception as problem:
                 if self._fleet.begins_later(run, problem):
                     self._fleet.put_back(starting[position:])
@@ -180,7 +233,8 @@ class Loop:
                 self._fleet.fail([run], problem)
                 continue
             self._begun += 1
-            row = Row(run=run, image=image, state=state, arrival=self._begun, last_turn=self._turn_number)
+            now = self._turn_number
+            row = Row(run=run, image=image, state=state, arrival=self._begun, last_turn=now, cached=cached)
             run.model.take_up(row)
 
     def _encode(self, runs: Iterable[Run]) -> None:
@@ -222,7 +276,8 @@ class Loop:
         flops = [whole(row.state.cost.flops) for row in rows]
         started = time.perf_counter()
         try:
-            model.pipeline.step([row.state for row in rows])
+            with calling([row.cached for row in rows]):
+                model.pipeline.step([row.state for row in rows])
             settle(self._fleet.place)
             if [row.state.remaining for row in rows] != due:
                 raise RunError("the model's step did not advance every picture by one")
@@ -242,6 +297,8 @@ class Loop:
             row.seconds += seconds
             self._tell(row.run.job, "step", row.image, row.steps_done, row.state.total)
         for row in rows:
+            if row.cached is not None and not row.state.remaining:
+                row.cached.end()
             self._preview(row)
 
     def _preview(self, row: Row) -> None:
@@ -250,52 +307,91 @@ class Loop:
         if job.done() or not job.preview_every or not row.state.remaining or row.steps_done % job.preview_every:
             return
         try:
-            picture = row.run.pipeline.preview(row.state)
+            seen = row.run.pipeline.preview(row.state)
         except Exception as problem:
             if is_out_of_memory(problem):  # Nobody's picture depends on it.
                 self._fleet.memory_ran_out = True
             else:
                 self._fleet.fail([row.run], problem)
             return
-        job.tell(Preview(job=job.id, image=row.image, step=row.steps_done, picture=picture))
+        picture, frames = (seen[0], tuple(seen)) if isinstance(seen, Sequence) else (seen, ())
+        job.tell(Preview(job=job.id, image=row.image, step=row.steps_done, picture=picture, frames=frames))
 
     # Decode what is done.
 
     def _decode(self) -> None:
-        for group in decode_groups(row for row in self._fleet.rows if row.state.remaining == 0):
+        """Decode what is done, of each model until it takes a breath: so all else goes on between a video's tiles."""
+        for model in self._fleet.models:
+            for decoding in self._decodings(model):
+                if not self._decode_on(model, decoding):
+                    return
+                if model.decoding is not None:
+                    break
+
+    def _decodings(self, model: Model) -> Iterator[Decoding]:
+        """What is to be decoded: that which took a breath, then what was finished since."""
+        if model.decoding is not None:
+            yield model.decoding
+        for group in decode_groups(row for row in model.rows if row.state.remaining == 0):
             # An earlier group may have ended the job; if it was cancelled, it is dropped in the next turn.
             rows = [row for row in group if not row.run.job.done() and not self.inbox.drops([row.run.job])]
-            if rows and not self._decode_group(rows):
-                return
+            if rows:
+                yield Decoding(rows=rows, waiting=deque(rows), outputs=_outputs(rows))
 
-    def _decode_group(self, rows: list[Row]) -> bool:
-        """Decode these until one of them is cancelled, the rest then in the next turn; whether memory sufficed."""
-        waiting = deque(rows)
+    def _decode_on(self, model: Model, decoding: Decoding) -> bool:
+        """Decode until there is a breath, or somebody's end ends it, the rest then anew; whether memory sufficed."""
+        model.decoding, rows, waiting = None, decoding.rows, decoding.waiting
+        if self._ended(decoding):
+            return True
         started = time.perf_counter()
         try:
-            outputs = rows[0].run.pipeline.decode([row.state for row in rows])
-            while waiting and not self.inbox.drops(row.run.job for row in waiting):
-                output = next(outputs, None)
+            for output in decoding.outputs:
                 settle(self._fleet.place)
+                decoding.seconds += time.perf_counter() - started
+                started = time.perf_counter()
                 if output is None:
-                    raise RunError(f"the model decoded {len(rows) - len(waiting)} of {len(rows)} pictures")
+                    model.decoding = decoding
+                    break
                 row = waiting.popleft()
                 row.company = max(row.company, len(rows))
-                self._finish(row, output, time.perf_counter() - started)
-                started = time.perf_counter()
+                self._finish(row, output, decoding.seconds)
+                decoding.seconds = 0.0
+                if not waiting or self._ended(decoding):
+                    break
+            else:
+                raise RunError(f"the model decoded {len(rows) - len(waiting)} of {len(rows)} pictures")
         except Exception as problem:
             if self._fleet.decodes_later(rows, problem):
                 return False
             self._fleet.fail([row.run for row in waiting if not row.run.job.done()], problem)
         return True
 
+    def _ended(self, decoding: Decoding) -> bool:
+        """Whether one of those is cancelled, or about to be, for whom it would go on."""
+        jobs = [row.run.job for row in decoding.decisive]
+        return any(job.done() for job in jobs) or self.inbox.drops(jobs)
+
     def _finish(self, row: Row, output: Output, seconds: float) -> None:
         """Keep a finished picture; the last one ends its job."""
-        metadata = describe_result(row, output, seconds, device=self._fleet.place, dtype=self._dtype)
-        self._fleet.finish(row, Result(image=output.image, seed=output.seed, index=row.image, metadata=metadata))
+        place, dtype = self._fleet.place, self._dtype
+        metadata = describe_result(row, output, seconds, device=place, dtype=dtype, how=self._how)
+        result = Result(
+            image=output.image,
+            seed=output.seed,
+            index=row.image,
+            metadata=metadata,
+            frames=output.frames,
+            fps=output.fps,
+        )
+        self._fleet.finish(row, result)
         self._tell(row.run.job, "decode", row.image, row.state.total, row.state.total)
         self._fleet.end_if_done(row.run)
 
     def _tell(self, job: Job, stage: Stage, image: int, step: int, steps: int) -> None:
         seconds = time.perf_counter() - job.submitted
         job.tell(Progress(job=job.id, image=image, step=step, steps=steps, stage=stage, seconds=seconds))
+
+
+def _outputs(rows: Sequence[Row]) -> Iterator[Output | None]:
+    """What decoding them yields; asking for the first calls the verb."""
+    yield from rows[0].run.pipeline.decode([row.state for row in rows])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gesso.engine.flight import Row
-from gesso.metadata import describe, pixels_digest
+from gesso.engine.memory import mode_of
+from gesso.metadata import describe, frames_digest, pixels_digest
 from gesso.pipelines.contract import Output
 
 
 def describe_result(
-    row: Row, output: Output, decode_seconds: float, *, device: str, dtype: str | None
+    row: Row, output: Output, decode_seconds: float, *, device: str, dtype: str | None, how: Mapping[str, object]
 ) -> dict[str, object]:
     """Metadata of the picture that the row became.
 
@@ -22,6 +25,7 @@ def describe_result(
         decode_seconds: what that took.
         device: where it was made.
         dtype: what the engine was asked for; None is the model's own, which the pipeline may name in ``dtype``.
+        how: what else the engine was told of the arithmetic: attention, compiled.
     """
     run = row.run
     pipeline = run.pipeline
@@ -35,4 +39,9 @@ def describe_result(
         company=max(row.company, run.company),
         seconds={**run.seconds, "step": row.seconds, "decode": decode_seconds},
     )
-    return {**record, "warnings": list(run.plan.warnings), "pixels": pixels_digest(output.image)}
+    pixels = frames_digest(output.frames) if output.frames else pixels_digest(output.image)
+    if (mode := mode_of(pipeline)) is not None:
+        how = {**how, "memory": str(mode)}
+    if row.cached is not None:
+        how = {**how, "cache": row.cached.record}
+    return {**record, **how, **output.measured, "warnings": list(run.plan.warnings), "pixels": pixels}

@@ -12,7 +12,14 @@ from gesso.errors import MissingError
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
+    from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from gesso.models.qwen_image_autoencoder import PictureAutoencoder
 
 INSTALL = "pip install 'gesso[diffusion]'"
 _UNUSABLE = "a diffusers that can be imported"
@@ -26,6 +33,39 @@ def autoencoder_kl() -> type[AutoencoderKL]:
 def flux_transformer() -> type[FluxTransformer2DModel]:
     """FLUX's network. Raises MissingError without diffusers."""
     return _class("diffusers.models.transformers.transformer_flux", "FluxTransformer2DModel", "FLUX's network")
+
+
+def flux_control_network() -> type[FluxControlNetModel]:
+    """The side network that InfiniteYou's InfuseNet is. Raises MissingError without diffusers."""
+    return _class("diffusers.models.controlnets.controlnet_flux", "FluxControlNetModel", "InfuseNet's network")
+
+
+def qwen_image_transformer() -> type[QwenImageTransformer2DModel]:
+    """Qwen-Image's network. Raises MissingError without diffusers."""
+    module = "diffusers.models.transformers.transformer_qwenimage"
+    return _class(module, "QwenImageTransformer2DModel", "Qwen-Image's network")
+
+
+def qwen_image_autoencoder() -> type[PictureAutoencoder]:
+    """Qwen-Image's autoencoder. Raises MissingError without diffusers."""
+    return _class("gesso.models.qwen_image_autoencoder", "PictureAutoencoder", "Qwen-Image's autoencoder")
+
+
+def hunyuan_video_transformer() -> type[HunyuanVideoTransformer3DModel]:
+    """HunyuanVideo's network. Raises MissingError without diffusers."""
+    module = "diffusers.models.transformers.transformer_hunyuan_video"
+    return _class(module, "HunyuanVideoTransformer3DModel", "HunyuanVideo's network")
+
+
+def hunyuan_video_autoencoder() -> type[AutoencoderKLHunyuanVideo]:
+    """HunyuanVideo's autoencoder. Raises MissingError without diffusers."""
+    module = "diffusers.models.autoencoders.autoencoder_kl_hunyuan_video"
+    return _class(module, "AutoencoderKLHunyuanVideo", "HunyuanVideo's autoencoder")
+
+
+def unet_2d_condition() -> type[UNet2DConditionModel]:
+    """Stable Diffusion XL's network. Raises MissingError without diffusers."""
+    return _class("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel", "Stable Diffusion XL's network")
 
 
 def _class(module: str, name: str, what: str) -> Any:

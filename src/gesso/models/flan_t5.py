@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gesso.errors import FileError, MissingError, WeightsError
+from gesso.models import components
 from gesso.models.transformers_parts import quiet
 
 _LENGTH = 512
@@ -30,13 +32,14 @@ class FlanT5:
         if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make up an empty one
             raise FileError(folder, f"holds no tokenizer ({' or '.join(_TOKENIZERS)})", "fetch it again")
         try:
-            from transformers import AutoTokenizer, T5EncoderModel
+            from transformers import AutoTokenizer
 
             with quiet():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                model, loading = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                    folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-                )
+                kind = "the encoder of Flan-T5"
+                self.network: Any = components.shared(folder, kind, dtype, lambda: _encoder(folder, dtype))
+        except (FileError, WeightsError):
+            raise
         except ImportError as error:
             command = "pip install 'gesso[diffusion]'"
             raise MissingError("transformers, which reads prompts for this model,", command) from error
@@ -45,11 +48,6 @@ class FlanT5:
         except Exception as error:  # whatever its many readers raise for a folder that is damaged or of something else
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise FileError(folder, f"holds no T5 encoder ({reason})", "fetch it again") from error
-        if loading["missing_keys"] or loading["mismatched_keys"]:  # these transformers has filled with random numbers
-            mismatched = [f"{name}: {tuple(found)} where {tuple(wanted)} is wanted"
-                          for name, found, wanted in loading["mismatched_keys"]]  # fmt: skip
-            raise WeightsError(folder, missing=sorted(loading["missing_keys"]), mismatched=sorted(mismatched))
-        self.network = model.eval().requires_grad_(False)
 
     @property
     def max_tokens(self) -> int:
@@ -77,3 +75,19 @@ class FlanT5:
         features_BTE = self.network(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [row[:length].float() for row, length in zip(features_BTE, lengths, strict=True)]
+
+
+def _encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The network, its own tensors all there; those of the decoder are left where they are."""
+    from transformers import T5EncoderModel
+
+    network, loading = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    if loading["missing_keys"] or loading["mismatched_keys"]:  # these transformers has filled with random numbers
+        mismatched = sorted(
+            f"{name}: {tuple(found)} where {tuple(wanted)} is wanted"
+            for name, found, wanted in loading["mismatched_keys"]
+        )
+        raise WeightsError(folder, missing=sorted(loading["missing_keys"]), mismatched=mismatched)
+    return network.eval().requires_grad_(False)

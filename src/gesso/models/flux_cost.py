@@ -15,8 +15,7 @@ from torch import nn
 Config = Mapping[str, Any]
 _TIME_FEATURES = 256
 _MLP_RATIO = 4
-_ACTIVATIONS_HELD = 14  # widths of a token's row that a single block holds at once: 4 of MLP twice, q k v, and its ends
-_DECODER_MAPS_HELD = 4  # full-size maps that the last level of a decoder holds at once
+_ACTIVATIONS_HELD = 16  # widths of a token's row that a single block holds at once: 4 of MLP twice, q k v, and its ends
 
 
 class Product(NamedTuple):
@@ -90,9 +89,45 @@ def decode_flops(config: Config, width: int, height: int) -> float:
     return total + _convolution(cells, previous, config["out_channels"])
 
 
+def encode_peak_bytes(config: Config, width: int, height: int, bytes_each: int) -> int:
+    """About what the encoder holds at once beside its weights: five maps at full size.
+
+    A residual block keeps its input and reads and writes a map; on a CPU both are copied into the layout of its kernel.
+    """
+    return 5 * width * height * config["block_out_channels"][0] * bytes_each
+
+
 def decode_peak_bytes(config: Config, width: int, height: int, bytes_each: int) -> int:
-    """About what the decoder holds at once beside its weights: its widest maps at full size."""
-    return _DECODER_MAPS_HELD * width * height * max(config["block_out_channels"][:2]) * bytes_each
+    """About what the decoder holds at once beside its weights, at full size.
+
+    That is where the last level begins, with the channels of the level before: a map enlarged, convolved, and on a CPU
+    both once more in the layout of the kernel; or a residual block's input, the map it reads, and what it writes.
+    """
+    fine, coarse = config["block_out_channels"][0], max(config["block_out_channels"][:2])
+    return int(max(3.75 * coarse, 3 * coarse + 1.5 * fine)) * width * height * bytes_each
+
+
+def features_bytes(config: Config, tokens: int, bytes_each: int) -> int:
+    """Of what a text encoder makes of one text for the transformer."""
+    return tokens * config["joint_attention_dim"] * bytes_each
+
+
+def text_peak_bytes(networks: Iterable[nn.Module], tokens: int, bytes_each: int) -> int:
+    """About what the largest of these text encoders holds at once beside its weights, for one text.
+
+    That is a feed-forward's two halves and their product, and the stream; or attention where it needs more.
+    """
+    most = 0
+    for network in (part for each in networks for part in ([each] if hasattr(each, "config") else each.children())):
+        values: Any = network.config
+        width = getattr(values, "d_model", None) or getattr(values, "hidden_size", None) or values.width
+        inner = getattr(values, "d_ff", None) or getattr(values, "intermediate_size", None) or 4 * width
+        held = 3 * tokens * (inner + width) * bytes_each
+        if hasattr(values, "d_kv"):  # T5, whose attention is given a bias a head: it, its copy, and tables of distances
+            wide = values.num_heads * (2 * tokens + 4 * values.d_kv)
+            held = max(held, tokens * (wide * bytes_each + 24 * tokens))
+        most = max(most, held)
+    return most
 
 
 def text_flops(networks: Iterable[nn.Module], tokens: int) -> float:
@@ -113,17 +148,23 @@ def _products(config: Config, image_tokens: int, text_tokens: int) -> Iterator[P
     for _ in range(2 if config["guidance_embeds"] else 1):
         yield from (Product(1, _TIME_FEATURES, d), Product(1, d, d))
     yield from (Product(1, config["pooled_projection_dim"], d), Product(1, d, d))
-    for _ in range(config["num_layers"]):
-        for rows in (image, text):
-            yield Product(1, d, 6 * d)
-            yield Product(rows, d, 4 * d)  # query, key, value and the way out
-            yield from (Product(rows, d, _MLP_RATIO * d), Product(rows, _MLP_RATIO * d, d))
-    for _ in range(config["num_single_layers"]):
-        yield Product(1, d, 3 * d)
-        yield Product(image + text, d, (3 + _MLP_RATIO) * d)
-        yield Product(image + text, (1 + _MLP_RATIO) * d, d)
+    yield from blocks(config, image, text)
     yield Product(1, d, 2 * d)
     yield Product(image, d, config.get("out_channels") or config["in_channels"])
+
+
+def blocks(config: Config, image_tokens: int, text_tokens: int, mlp_ratio: int = _MLP_RATIO) -> Iterator[Product]:
+    """The matrix products of all blocks, two streams and then one, but attention's own."""
+    d = _width(config)
+    for _ in range(config["num_layers"]):
+        for rows in (image_tokens, text_tokens):
+            yield Product(1, d, 6 * d)
+            yield Product(rows, d, 4 * d)  # query, key, value and the way out
+            yield from (Product(rows, d, mlp_ratio * d), Product(rows, mlp_ratio * d, d))
+    for _ in range(config["num_single_layers"]):
+        yield Product(1, d, 3 * d)
+        yield Product(image_tokens + text_tokens, d, (3 + mlp_ratio) * d)
+        yield Product(image_tokens + text_tokens, (1 + mlp_ratio) * d, d)
 
 
 def _width(config: Config) -> int:

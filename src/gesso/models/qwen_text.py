@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from gesso.devices import META
+
 if TYPE_CHECKING:
     from transformers import Qwen3Config, Qwen3Model
 
@@ -45,22 +47,26 @@ class QwenText:
         """E."""
         return self.network.config.hidden_size
 
-    def count(self, prompt: str) -> int:
-        """Tokens of a prompt in its template, before any cut."""
-        return len(self._ids(self.templated(prompt)))
+    def count(self, prompt: str, pictures: int = 0) -> int:
+        """Tokens of a prompt in its template, before any cut; about pictures, those of the piece that it is in."""
+        return len(self._ids(self._around(prompt, pictures)[0]))
 
     def unknown(self, prompt: str) -> list[str]:
         """None: its pieces spell any word."""
         return []
 
-    def cut(self, prompt: str) -> str:
+    def cut(self, prompt: str, pictures: int = 0) -> str:
         """The tail of a prompt that is past what is read, "" where all of it is read."""
-        text = self.templated(prompt)
+        text, begin = self._around(prompt, pictures)
         ends = self._tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         if len(ends) <= self._length:
             return ""
-        read = ends[self._length - 1][1] - text.index(prompt)
-        return prompt[max(0, read) :]
+        return prompt[max(0, ends[self._length - 1][1] - begin) :]
+
+    def _around(self, prompt: str, pictures: int) -> tuple[str, int]:
+        """What is read with a prompt in it, and where in that the prompt begins."""
+        text = self._asked(prompt) if pictures else self.templated(prompt)
+        return text, len(_PICTURE_END) if pictures else text.index(prompt)
 
     def templated(self, prompt: str) -> str:
         """A prompt as one message of a user, and the assistant's turn begun."""
@@ -78,8 +84,11 @@ class QwenText:
         if not pictures:
             return self._read([_USER + prompt + _END + _ASSISTANT])
         between = [_PICTURE_END + _PICTURE] * (pictures - 1)
-        asked = _PICTURE_END + prompt + _END + _ASSISTANT + _PICTURE
-        return self._read([_USER + _PICTURE, *between, asked, _PICTURE_END + _END])
+        return self._read([_USER + _PICTURE, *between, self._asked(prompt), _PICTURE_END + _END])
+
+    def _asked(self, prompt: str) -> str:
+        """The piece of a prompt about pictures that has the prompt in it; each piece has all the tokens to itself."""
+        return _PICTURE_END + prompt + _END + _ASSISTANT + _PICTURE
 
     def features_of_ids(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Features of texts that are tokens already."""
@@ -104,7 +113,7 @@ def build(config: Qwen3Config) -> Qwen3Model:
     shorter = deepcopy(config)
     shorter.num_hidden_layers -= 1
     shorter.layer_types = list(config.layer_types or [])[: shorter.num_hidden_layers]
-    with torch.device("meta"):
+    with torch.device(META):
         network = Qwen3Model(shorter)
     network.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     network.rotary_emb = type(network.rotary_emb)(config=shorter)  # computed, not read, and always float32

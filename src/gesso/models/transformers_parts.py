@@ -1,10 +1,12 @@
 """Networks and tokenizers of transformers from a folder: strict, local files only, and of weights only safetensors.
 
-transformers is imported by the caller, who hands over its classes. Not here: what is made of them.
+transformers is imported by the caller, who hands over its classes. Where reading is deferred (`gesso.stored`) networks
+get stand-ins for their tensors. Not here: what is made of them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,7 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from gesso import stored
+from gesso.devices import META
 from gesso.errors import FileError, GessoError, MissingError, WeightsError
+from gesso.models import components
 from gesso.models.diffusers_parts import INSTALL
 
 Made = TypeVar("Made")
@@ -30,34 +35,58 @@ def read_network(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool =
 
     Raises FileError for a folder of something else or a configuration that makes no network, WeightsError for weights
     that are incomplete, too many, damaged or of the wrong shape.
+
+    With `weights` it may be one that another model has (`components`).
     """
+    if not weights:
+        return _read_network(kind, folder, dtype, weights=False)
+    return components.shared(folder, kind.__name__, dtype, lambda: _read_network(kind, folder, dtype, weights=True))
+
+
+def _read_network(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool) -> nn.Module:
     if not (folder / "config.json").is_file():  # transformers would take its own defaults
         raise FileError(folder, "holds no config.json", _MENDED)
     config = usable(folder, lambda: kind.config_class.from_pretrained(folder, local_files_only=True))
     named = config.architectures or [kind.__name__]
     if kind.__name__ not in named:
         raise FileError(folder, f"holds {', '.join(str(name) for name in named)}, not {kind.__name__}", _MENDED)
-    with torch.device("meta"):
+    with torch.device(META):
         empty = usable(folder, lambda: kind(config))
     if not weights:
         return empty.to(dtype).eval().requires_grad_(False)
     if not any(folder.glob("*.safetensors")):
         raise FileError(folder, "holds no .safetensors", f"other formats are not read; {_MENDED}")
+    state = _stand_ins(folder, dtype)
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype}
     try:
-        network, loading = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        if state is None:
+            network, loading = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+        else:
+            network, loading = kind.from_pretrained(None, config=config, state_dict=state, **options)
     except (GessoError, MemoryError, RuntimeError):  # the last is how torch says that memory is out
         raise
     except Exception as error:  # whatever its many readers raise for weights that are damaged
         raise WeightsError(folder, detail=f"no {kind.__name__} can be read ({reason(error)})") from error
     _refuse_misfits(folder, loading)
+    if state is not None and any(stored.stored_of(value) is None for value in network.state_dict().values()):
+        with stored.at_once():  # it has made something new of stand-ins, so it needs the numbers
+            return read_network(kind, folder, dtype)
     return network.eval().requires_grad_(False)
+
+
+def _stand_ins(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """What stands for the folder's tensors where reading is deferred; None where not, or files are named oddly."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not stored.is_deferred() or not (whole.is_file() or index.is_file()):
+        return None
+    paths = [whole]
+    if not whole.is_file():
+        try:
+            paths = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            return None  # transformers says what is wrong with it
+    headers = [stored.read_header(path) for path in paths]
+    return {name: stored.stand_in(each.cast_to(dtype)) for header in headers for name, each in header.items()}
 
 
 def _refuse_misfits(folder: Path, loading: Mapping[str, Any]) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gesso.devices import CPU
 from gesso.models import flux_cost
-from gesso.pipelines.contract import Cost, Plan
+from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.flux_state import FluxDefaults, TextEncoder, TwoTextEncoders
 from gesso.pipelines.planning import (
     check_edge,
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
+    from gesso.pipelines.infinite_you import InfiniteYou
+
 _UNUSED = ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
+_UNUSED += ("frames", "fps", "mask")
 
 
 class FluxPlanner:
@@ -50,8 +54,10 @@ class FluxPlanner:
         scheduler: Mapping[str, Any],
         defaults: FluxDefaults,
         name: str,
+        guest: InfiniteYou | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.defaults, self.name = defaults, name
+        self.defaults, self.name, self._guest, self._bytes_each = defaults, name, guest, dtype.itemsize
         self._transformer, self._autoencoder, self._text, self._scheduler = transformer, autoencoder, text, scheduler
         self._network: Any = transformer.config
         self._vae: Any = autoencoder.config
@@ -73,18 +79,24 @@ class FluxPlanner:
         filled = self._filled(request)
         assert filled.scheduler is not None
         schedulers.check_name(filled.scheduler, from_picture=filled.init_image is not None)
-        _, timesteps_N = self.schedule(filled, "cpu")
+        _, timesteps_N = self.schedule(filled, CPU)
         evaluations = len(timesteps_N)
         check_list(filled, "guidance", evaluations, "evaluation")
         plan = Plan(request=filled, steps=evaluations, cost=Cost(flops=0.0, bytes=0.0), peak_bytes=0)
         true_guidance = guidance_values(plan, self)[1]
+        held = self._activations(filled, true_guidance)
         warnings = (*self._size_warnings(filled), *self._guidance_warnings(request, true_guidance))
+        if filled.identity is not None and self._guest is not None:
+            warnings += self._guest.warnings(filled, evaluations)
+        unused = without_effect(request, _UNUSED, self.name, paints_people=self._guest is not None)
         return Plan(
             request=filled,
             steps=evaluations,
             cost=self._cost(filled, true_guidance),
-            peak_bytes=self._peak_bytes(filled),
-            warnings=(*warnings, *self._text_warnings(request), *without_effect(request, _UNUSED, self.name)),
+            peak_bytes=self._weight_bytes(filled) + max(held.values()),
+            activations=held,
+            warnings=(*warnings, *self._text_warnings(request), *unused),
+            shape=self._shape(filled, true_guidance),
         )
 
     def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
@@ -107,7 +119,11 @@ class FluxPlanner:
             flops=flux_cost.transformer_flops(self._network, tokens, text),
             bytes=flux_cost.transformer_bytes(self._network, tokens, text, weights, self._bytes_each),
         )
-        return tuple(once + once if value > 1 else once for value in true_guidance)
+        own = tuple(once + once if value > 1 else once for value in true_guidance)
+        if request.identity is None or self._guest is None:
+            return own
+        added = self._guest.costs(request, tokens, len(own))
+        return tuple(cost + more for cost, more in zip(own, added, strict=True))
 
     # ---- blanks and checks ------------------------------------------------------------------------------------------
 
@@ -131,12 +147,24 @@ class FluxPlanner:
                 "guidance": guidance,
                 "true_guidance": true_guidance,
                 "init_strength": value_or(request.init_strength, defaults.init_strength) if picture else None,
+                "identity": self._guest.filled(request.identity) if request.identity and self._guest else None,
             }
         )
 
     def _tokens(self, request: GenerationRequest) -> int:
         assert request.width is not None and request.height is not None
         return (request.width // self.edge) * (request.height // self.edge)
+
+    def _shape(self, filled: GenerationRequest, true_guidance: tuple[float, ...]) -> StepShape:
+        assert filled.width is not None and filled.height is not None
+        tokens = self._tokens(filled)
+        return StepShape(
+            image_tokens=tokens,
+            text_tokens=self._text.max_tokens,
+            grid=(filled.height // self.edge, filled.width // self.edge),
+            output=(tokens, self._network["in_channels"]),
+            branches=2 if max(true_guidance) > 1 else 1,
+        )
 
     # ---- warnings ---------------------------------------------------------------------------------------------------
 
@@ -178,10 +206,6 @@ class FluxPlanner:
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _bytes_each(self) -> int:
-        return self._transformer.x_embedder.weight.element_size()
-
     def _cost(self, filled: GenerationRequest, true_guidance: tuple[float, ...]) -> Cost:
         """The whole of one picture: texts, given picture, steps, decoding."""
         assert filled.width is not None and filled.height is not None
@@ -193,12 +217,26 @@ class FluxPlanner:
         moved = flux_cost.weight_bytes([*text_networks(self._text), self._autoencoder])
         return sum(self.step_costs(filled, true_guidance), Cost(flops=flops, bytes=float(moved)))
 
-    def _peak_bytes(self, filled: GenerationRequest) -> int:
-        assert filled.width is not None and filled.height is not None
-        each = self._bytes_each
+    def _weight_bytes(self, filled: GenerationRequest) -> int:
         weights = flux_cost.weight_bytes([*text_networks(self._text), self._transformer, self._autoencoder])
-        stepping = flux_cost.transformer_peak_bytes(self._network, self._tokens(filled), self._text.max_tokens, each)
-        return weights + max(stepping, flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each))
+        if filled.identity is not None and self._guest is not None:
+            weights += self._guest.weight_bytes(filled.identity)
+        return weights
+
+    def _activations(self, filled: GenerationRequest, true_guidance: tuple[float, ...]) -> dict[str, int]:
+        """Bytes that each stage holds beside weights."""
+        assert filled.width is not None and filled.height is not None
+        each, length, size = self._bytes_each, self._text.max_tokens, (filled.width, filled.height)
+        texts = 2 if max(true_guidance) > 1 else 1
+        held = {
+            "text": texts * flux_cost.features_bytes(self._network, length, each)
+            + flux_cost.text_peak_bytes(text_networks(self._text), length, each),
+            "step": flux_cost.transformer_peak_bytes(self._network, self._tokens(filled), length, each),
+            "decode": flux_cost.decode_peak_bytes(self._vae, *size, each),
+        }
+        if filled.init_image is not None:
+            held["picture"] = flux_cost.encode_peak_bytes(self._vae, *size, each)
+        return held
 
 
 def guidance_values(plan: Plan, planner: FluxPlanner) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -9,16 +9,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from gesso.pipelines.contract import Cost
 from gesso.pipelines.planning import CuttingVocabulary
-from gesso.request import GenerationRequest
-from gesso.sampling.schedulers import Scheduler
+from gesso.pipelines.token_state import TokenState
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    from gesso.pipelines.infinite_you import IdentityConditioning, Presence
 
 
 class TextEncoder(CuttingVocabulary, Protocol):
@@ -67,45 +66,23 @@ class ReadText:
 
 @dataclass(frozen=True)
 class FluxConditioning:
-    """A prompt, what guidance pushes away from (None where nothing is), and the given picture's posterior."""
+    """A prompt, what guidance pushes away from (None where nothing is), the given picture's posterior, and a person."""
 
     prompt: ReadText
     negative: ReadText | None = None
     picture: DiagonalGaussianDistribution | None = None
+    identity: IdentityConditioning | None = None
 
 
 @dataclass(eq=False, kw_only=True)
-class FluxState:
-    """One picture on its way: its tokens, its own scheduler, and the network's last word on it.
+class FluxState(TokenState):
+    """One picture on its way; `guidance` and `true_guidance` have one value for each evaluation."""
 
-    `guidance` and `true_guidance` have one value for each evaluation; `size` is in latent cells.
-    """
-
-    request: GenerationRequest
-    seed: int
-    size: tuple[int, int]
     conditioning: FluxConditioning
-    scheduler: Scheduler
-    timesteps_N: Tensor
     guidance: tuple[float, ...]
     true_guidance: tuple[float, ...]
-    costs: tuple[Cost, ...]
     positions_L3: Tensor
-    tokens_1LD: Tensor
-    velocity_1LD: Tensor | None = None
-    index: int = 0
-
-    @property
-    def total(self) -> int:
-        return len(self.guidance)
-
-    @property
-    def remaining(self) -> int:
-        return self.total - self.index
-
-    @property
-    def cost(self) -> Cost:
-        return self.costs[self.index]
+    presence: Presence | None = None
 
     @property
     def doubled(self) -> bool:
@@ -115,20 +92,9 @@ class FluxState:
     @property
     def batch_key(self) -> Hashable:
         """The network takes a time a sample, so pictures of one size step together wherever they are on their way."""
-        return (self.size, self.conditioning.prompt.features_1TE.shape[1], self.doubled)
+        return (self.size, self.conditioning.prompt.features_1TE.shape[1], self.doubled, self.presence_key)
 
-    def clean_tokens(self) -> Tensor:
-        """About what the picture becomes, `[1,L,D]`: without the noise that the network last saw in it."""
-        if self.velocity_1LD is None:
-            return self.tokens_1LD
-        sigma = (
-            self.timesteps_N[self.index] / 1000 if self.remaining else torch.zeros((), device=self.tokens_1LD.device)
-        )
-        return self.tokens_1LD - sigma.to(self.tokens_1LD.dtype) * self.velocity_1LD
-
-    def advance(self, velocity_1LD: Tensor) -> None:
-        """Take the scheduler's step along this velocity."""
-        timestep = self.timesteps_N[self.index]
-        (self.tokens_1LD,) = self.scheduler.step(velocity_1LD, timestep, self.tokens_1LD, return_dict=False)
-        self.velocity_1LD = velocity_1LD
-        self.index += 1
+    @property
+    def presence_key(self) -> Hashable:
+        """What a person adds in this evaluation, None where nothing is added: then the picture is like any other."""
+        return None if self.presence is None else self.presence.key(self.index)

@@ -34,6 +34,7 @@ from gesso.pipelines.hunyuan_video_state import (
 from gesso.pipelines.latent_preview import LinearPreview
 from gesso.pipelines.token_state import join
 from gesso.request import GenerationRequest
+from gesso.sampling.guidance import NEGATIVE, branch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
@@ -131,7 +132,8 @@ class HunyuanVideoPipeline:
         velocities = list(velocity_BCfhw.split(1))
         if states[0].doubled:
             negatives = [state.conditioning.negative for state in states if state.conditioning.negative is not None]
-            negative_BCfhw = self._velocity(states, negatives, latent_BCfhw, time_B)
+            with branch(NEGATIVE):
+                negative_BCfhw = self._velocity(states, negatives, latent_BCfhw, time_B)
             for row, (state, away_1Cfhw) in enumerate(zip(states, negative_BCfhw.split(1), strict=True)):
                 velocities[row] = away_1Cfhw + state.true_guidance * (velocities[row] - away_1Cfhw)
         for state, velocity_1Cfhw in zip(states, velocities, strict=True):

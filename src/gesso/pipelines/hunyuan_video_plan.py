@@ -16,7 +16,7 @@ from gesso.devices import CPU
 from gesso.errors import RequestError
 from gesso.models import flux_cost, hunyuan_video_cost
 from gesso.models.hunyuan_video_tiles import Tiling
-from gesso.pipelines.contract import Cost, Plan
+from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.hunyuan_video_state import HunyuanVideoDefaults, TextEncoder
 from gesso.pipelines.planning import (
     check_edge,
@@ -84,6 +84,7 @@ class HunyuanVideoPlanner:
             peak_bytes=weights + max(held.values()),
             warnings=(*self._warnings(filled), *without_effect(request, _UNUSED, self.name)),
             activations=held,
+            shape=self._shape(filled),
         )
 
     def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
@@ -148,6 +149,17 @@ class HunyuanVideoPlanner:
         frames, height, width = self.latent_size(request)
         across = self._network["patch_size"]
         return frames // self._network["patch_size_t"] * (height // across) * (width // across)
+
+    def _shape(self, filled: GenerationRequest) -> StepShape:
+        frames, height, width = self.latent_size(filled)
+        across = self._network["patch_size"]
+        return StepShape(
+            image_tokens=self._tokens(filled),
+            text_tokens=self._text.max_tokens,
+            grid=(height // across, width // across),
+            output=(self._network["out_channels"], frames, height, width),
+            branches=2 if guides_truly(filled) else 1,
+        )
 
     # ---- warnings ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -33,10 +33,30 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 
-    from gesso.identity.reader import FaceReader
+    from gesso.identity.reader import Face
 
 VARIANT = "aes_stage2"
 """The variant where a request names none."""
+
+
+class Faces(Protocol):
+    """Who reads faces: `identity.reader.FaceReader` of photographs, another of a small world's portraits."""
+
+    def face(self, path: Path) -> Face:
+        """The face that counts in a picture, with warnings about it."""
+        ...
+
+    def vector(self, path: Path) -> Tensor:
+        """The unit vector `[V]` of that face."""
+        ...
+
+    def vector_of(self, image: Image.Image, source: Path | str) -> Tensor:
+        """As `vector`, of a picture in memory that a message calls `source`."""
+        ...
+
+    def pose(self, path: Path, width: int, height: int) -> Image.Image:
+        """The key points of a pose picture, for a picture of this size."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +106,7 @@ class InfiniteYou:
     def __init__(
         self,
         *,
-        faces: FaceReader,
+        faces: Faces,
         load: Callable[[str], Networks],
         shapes: Callable[[str], FluxControlNetModel],
         device: torch.device,

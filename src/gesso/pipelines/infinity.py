@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gesso.devices import CPU
 from gesso.errors import RequestError
 from gesso.models.infinity.autoencoder import Autoencoder, to_uint8
 from gesso.models.infinity.cache import CacheRow, gather
@@ -50,16 +51,20 @@ from gesso.pipelines.planning import (
 )
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
-from gesso.sampling.guidance import guide
+from gesso.sampling.guidance import NEGATIVE, PROMPT, branches, guide
 
 _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
 _WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
+_WITHOUT_EFFECT += ("frames", "fps", "mask")
 
 
 class InfinityPipeline:
-    """The six verbs for Infinity of any size. It is handed its components; keys of `schedules` are (height, width)."""
+    """The six verbs for Infinity of any size. It is handed its components; keys of `schedules` are (height, width).
+
+    `device` is that of the arithmetic, `dtype` that of the blocks' matmuls.
+    """
 
     def __init__(
         self,
@@ -71,18 +76,12 @@ class InfinityPipeline:
         defaults: GenerationDefaults,
         name: str,
         digest: str,
+        device: torch.device | str = CPU,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.transformer, self.autoencoder, self.text = transformer, autoencoder, text
         self.schedules, self.defaults, self.name, self.digest = dict(schedules), defaults, name, digest
-        self.config = transformer.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        self.config, self.device, self.dtype = transformer.config, torch.device(device), dtype
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
@@ -246,7 +245,10 @@ class InfinityPipeline:
         guided_now = any(state.guidance[scale] != 1 for state in doubled)
         inside = LayerGuidance(self.config.depth + layer, self._column(doubled, "guidance", scale)) \
             if layer and guided_now else None  # fmt: skip
-        logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
+        samples = [(row, PROMPT) for row in range(len(states))]
+        samples += [(row, NEGATIVE) for row, state in enumerate(states) if state.doubled]
+        with branches(samples):
+            logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
         logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
         if inside is None:
             logits_BnV = self._guided(logits_BnV, logits_RnV[len(states) :], states, doubled)

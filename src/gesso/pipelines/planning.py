@@ -94,8 +94,15 @@ def unknown_words(text: Vocabulary, request: GenerationRequest, name: str) -> tu
     return (f"{name} does not know {', '.join(map(repr, unknown))}",) if unknown else ()
 
 
-def without_effect(request: GenerationRequest, fields: Sequence[str], name: str) -> tuple[str, ...]:
-    """Warnings for those of `fields` that are set although the model of that name has no use for them."""
+def without_effect(
+    request: GenerationRequest, fields: Sequence[str], name: str, *, paints_people: bool = False
+) -> tuple[str, ...]:
+    """Warnings for those of `fields` that are set although the model of that name has no use for them.
+
+    Raises RequestError for an identity, unless the model keeps one: a picture of somebody else is no use to anybody.
+    """
+    if request.identity is not None and not paints_people:
+        raise RequestError("identity", request.identity.image, f"usable with {name}", "leave it out, or take flux-dev")
     return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
 
 

@@ -16,7 +16,7 @@ from gesso.devices import CPU
 from gesso.errors import RequestError
 from gesso.models import flux_cost, qwen_image_cost
 from gesso.models.qwen_image_text import DROPPED, NOTHING
-from gesso.pipelines.contract import Cost, Plan
+from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.planning import (
     check_edge,
     check_list,
@@ -88,6 +88,7 @@ class QwenImagePlanner:
                 *unknown_words(self._text, request, self.name),
                 *without_effect(request, _UNUSED, self.name),
             ),
+            shape=self._shape(filled, guidance),
         )
 
     def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
@@ -142,6 +143,18 @@ class QwenImagePlanner:
 
     def _text_tokens(self, text: str) -> int:
         return min(self._text.count(text), self._text.max_tokens)
+
+    def _shape(self, filled: GenerationRequest, guidance: Sequence[float]) -> StepShape:
+        assert filled.width is not None and filled.height is not None
+        tokens, guided = self._tokens(filled), max(guidance) > 1
+        texts = [filled.prompt, negative_text(filled)] if guided else [filled.prompt]
+        return StepShape(
+            image_tokens=tokens,
+            text_tokens=max(self._text_tokens(text) for text in texts),
+            grid=(filled.height // self.edge, filled.width // self.edge),
+            output=(tokens, self._network["in_channels"]),
+            branches=len(texts),
+        )
 
     # ---- warnings ---------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gesso.devices import CPU
 from gesso.models.s3dit.transformer import Prompt, S3DiT, size_of
 from gesso.pictures import cover_crop, read_pixels
 from gesso.pipelines.contract import Output, Plan
@@ -32,7 +33,6 @@ from gesso.pipelines.z_image_plan import ZImagePlanner
 from gesso.pipelines.z_image_state import (
     EditingTextEncoder,
     PictureEncoder,
-    ShiftRule,
     TextEncoder,
     Together,
     ZImageConditioning,
@@ -41,7 +41,8 @@ from gesso.pipelines.z_image_state import (
     guidance_of_steps,
 )
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import guide_velocity, noised
+from gesso.sampling.flow import FlowSchedule, guide_velocity, noised
+from gesso.sampling.guidance import NEGATIVE, PROMPT, branches
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -54,7 +55,7 @@ class ZImagePipeline:
 
     `pictures` encodes what is edited, for models that read such features. `preview` shows a latent `[C,h,w]`; None
     fits a linear map to the autoencoder at first use. The networks may be on the meta device; it can plan then, and
-    nothing else.
+    nothing else. `device` and `dtype` are those of the network's arithmetic.
     """
 
     def __init__(
@@ -63,27 +64,22 @@ class ZImagePipeline:
         transformer: S3DiT,
         autoencoder: AutoencoderKL,
         text: TextEncoder,
-        shift: ShiftRule,
+        shift: FlowSchedule,
         defaults: ZImageDefaults,
         name: str,
         digest: str,
         pictures: PictureEncoder | None = None,
         preview: Preview | None = None,
+        device: torch.device | str = CPU,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.transformer, self.autoencoder, self.text, self.pictures = transformer, autoencoder, text, pictures
         self.defaults, self.name, self.digest = defaults, name, digest
-        self.planner = ZImagePlanner(transformer, autoencoder, text, pictures, shift, defaults, name)
+        self.device, self.dtype = torch.device(device), dtype
+        self.planner = ZImagePlanner(transformer, autoencoder, text, pictures, shift, defaults, name, dtype)
         values: Any = autoencoder.config
         self._scale, self._shift = values["scaling_factor"], values["shift_factor"] or 0.0
         self._preview = preview or LinearPreview(self._latents_of, transformer.config.in_channels)
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
@@ -169,7 +165,8 @@ class ZImagePipeline:
         together = self._together(states, guided)
         time_B = torch.tensor([state.time for state in states], device=self.device)
         latents = [state.latent_C1hw.to(self.dtype) for state in states]
-        outputs = [output.float() for output in self.transformer(latents, time_B, together.company)]
+        with branches([*((index, PROMPT) for index in range(len(states))), *((index, NEGATIVE) for index in guided)]):
+            outputs = [output.float() for output in self.transformer(latents, time_B, together.company)]
         negatives = dict(zip(guided, outputs[len(states) :], strict=True))
         for index, state in enumerate(states):
             output = outputs[index]
@@ -217,7 +214,7 @@ class ZImagePipeline:
 
     def _latents_of(self, image_B3HW: Tensor) -> Tensor:
         """Scaled latents `[B,C,h,w]` of pictures in [-1,1]: the posterior's mean, float32."""
-        encoded: Any = self.autoencoder.encode(image_B3HW.to(self.autoencoder.device, self.autoencoder.dtype))
+        encoded: Any = self.autoencoder.encode(image_B3HW.to(self.device, self.autoencoder.dtype))
         return (encoded.latent_dist.mode().float() - self._shift) * self._scale
 
 

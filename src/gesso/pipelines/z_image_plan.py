@@ -18,8 +18,9 @@ from gesso.models import flux_cost
 from gesso.models.s3dit import cost
 from gesso.models.s3dit.packing import ContextShape, Size
 from gesso.models.s3dit.transformer import S3DiT
-from gesso.pipelines.contract import Cost, Plan
+from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.planning import (
+    CuttingVocabulary,
     check_edge,
     check_list,
     cut_text,
@@ -31,17 +32,47 @@ from gesso.pipelines.planning import (
     value_or,
     without_effect,
 )
-from gesso.pipelines.z_image_state import PictureEncoder, ShiftRule, TextEncoder, ZImageDefaults, guidance_of_steps
+from gesso.pipelines.z_image_state import (
+    EditingTextEncoder,
+    PictureEncoder,
+    TextEncoder,
+    ZImageDefaults,
+    guidance_of_steps,
+)
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import complete, dynamic_shift, first_step, linear_sigmas, shift_of_tokens, static_shift
+from gesso.sampling.flow import (
+    FlowSchedule,
+    complete,
+    dynamic_shift,
+    first_step,
+    linear_sigmas,
+    shift_of_tokens,
+    static_shift,
+)
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 SCHEDULERS = ("euler",)
 _LARGEST_CONDITION = 1024 * 1024  # pixels of a picture that is edited
-_UNUSED = ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p")
+_UNUSED = ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p", "frames", "fps", "mask")
 _TEMPLATE_PIECE = 32  # tokens at most of a piece of an editing prompt that is only marks
+
+
+class _AboutPicture:
+    """A text encoder as a prompt meets it that is about a picture: between other marks, which take tokens as well."""
+
+    def __init__(self, text: EditingTextEncoder) -> None:
+        self._text, self.max_tokens = text, text.max_tokens
+
+    def count(self, prompt: str) -> int:
+        return self._text.count(prompt, 1)
+
+    def unknown(self, prompt: str) -> list[str]:
+        return self._text.unknown(prompt)
+
+    def cut(self, prompt: str) -> str:
+        return self._text.cut(prompt, 1)
 
 
 class ZImagePlanner:
@@ -53,13 +84,14 @@ class ZImagePlanner:
         autoencoder: AutoencoderKL,
         text: TextEncoder,
         pictures: PictureEncoder | None,
-        shift: ShiftRule,
+        shift: FlowSchedule,
         defaults: ZImageDefaults,
         name: str,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.defaults, self.name = defaults, name
         self._transformer, self._autoencoder, self._text, self._pictures = transformer, autoencoder, text, pictures
-        self._shift, self._config = shift, transformer.config
+        self._shift, self._config, self._bytes_each = shift, transformer.config, dtype.itemsize
         self._vae: Any = autoencoder.config
         self.stride: int = 2 ** (len(self._vae["block_out_channels"]) - 1)
 
@@ -84,16 +116,19 @@ class ZImagePlanner:
         guided = any(guidance)
         prompt = self._shape(filled.prompt, picture)
         negative = self._shape(filled.negative, picture) if guided else None
+        held = self._activations(filled, prompt, negative)
         return Plan(
             request=filled,
             steps=len(sigmas_N) - 1,
             cost=self._cost(filled, guidance, prompt, negative),
-            peak_bytes=self._peak_bytes(filled, prompt, negative),
+            peak_bytes=self._weight_bytes() + max(held.values()),
+            activations=held,
             warnings=(
                 *self._warnings(request, filled, guided, picture),
-                *cut_text(self._text, request, self.name),
+                *cut_text(self._asking(picture), request, self.name),
                 *unknown_words(self._text, request, self.name),
             ),
+            shape=self._step_shape(filled, prompt, negative),
         )
 
     def size(self, request: GenerationRequest) -> Size:
@@ -183,6 +218,18 @@ class ZImagePlanner:
                 raise RequestError("init_image", request.init_image, allowed, f"it has {pixels}; crop it")
         return across, down
 
+    def _step_shape(self, filled: GenerationRequest, prompt: ContextShape, negative: ContextShape | None) -> StepShape:
+        contexts, size = [prompt] if negative is None else [prompt, negative], self.size(filled)
+        tokens = max(cost.whole_tokens(self._config, size, context) for context in contexts)
+        picture = max(cost.picture_tokens(self._config, size, context) for context in contexts)
+        return StepShape(
+            image_tokens=picture,
+            text_tokens=tokens - picture,
+            grid=(size[1] // self._config.patch[1], size[2] // self._config.patch[1]),
+            output=(self._config.in_channels, *size),
+            branches=len(contexts),
+        )
+
     # ---- warnings ---------------------------------------------------------------------------------------------------
 
     def _warnings(
@@ -205,13 +252,15 @@ class ZImagePlanner:
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _bytes_each(self) -> int:
-        return torch.finfo(self._transformer.dtype).bits // 8
+    def _asking(self, picture: tuple[int, int] | None) -> CuttingVocabulary:
+        """What is asked how much of a prompt is read."""
+        if self.defaults.editing and picture is not None and isinstance(self._text, EditingTextEncoder):
+            return _AboutPicture(self._text)
+        return self._text
 
     def _shape(self, prompt: str, picture: tuple[int, int] | None) -> ContextShape:
         """Of the context that a prompt will make; of an edited picture's features, the most there may be."""
-        tokens = min(self._text.count(prompt), self._text.max_tokens)
+        tokens = min(self._asking(picture).count(prompt), self._text.max_tokens)
         if not self.defaults.editing:
             return ContextShape(captions=(tokens,))
         if picture is None:
@@ -247,14 +296,27 @@ class ZImagePlanner:
         steps = self.step_costs(self.size(filled), guidance, prompt, negative)
         return sum(steps, Cost(flops=flops, bytes=float(moved)))
 
-    def _peak_bytes(self, filled: GenerationRequest, prompt: ContextShape, negative: ContextShape | None) -> int:
+    def _weight_bytes(self) -> int:
+        return flux_cost.weight_bytes(
+            [*text_networks(self._text), *text_networks(self._pictures), self._transformer, self._autoencoder]
+        )
+
+    def _activations(
+        self, filled: GenerationRequest, prompt: ContextShape, negative: ContextShape | None
+    ) -> dict[str, int]:
+        """Bytes that each stage holds beside weights."""
         assert filled.width is not None and filled.height is not None
         contexts = [prompt] if negative is None else [prompt, negative]
         tokens = sum(cost.whole_tokens(self._config, self.size(filled), context) for context in contexts)
-        stepping = cost.working_bytes(self._config, tokens, self._bytes_each)
-        each = next(self._autoencoder.parameters()).element_size()
-        decoding = flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each)
-        weights = flux_cost.weight_bytes(
-            [*text_networks(self._text), *text_networks(self._pictures), self._transformer, self._autoencoder]
-        )
-        return weights + max(stepping, decoding)
+        longest = max(sum(context.captions) for context in contexts)
+        each, of_pixels = self._bytes_each, self._autoencoder.dtype.itemsize
+        held = {
+            "text": flux_cost.text_peak_bytes(text_networks(self._text), longest, each),
+            "step": cost.working_bytes(self._config, tokens, each),
+            "decode": flux_cost.decode_peak_bytes(self._vae, filled.width, filled.height, of_pixels),
+        }
+        if filled.init_image is not None:
+            sizes = [(width, height) for _, height, width in prompt.conditions]
+            size = (sizes[0][0] * self.stride, sizes[0][1] * self.stride) if sizes else (filled.width, filled.height)
+            held["picture"] = flux_cost.encode_peak_bytes(self._vae, *size, of_pixels)
+        return held

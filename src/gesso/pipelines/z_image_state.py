@@ -28,7 +28,19 @@ class TextEncoder(CuttingVocabulary, Protocol):
 
 @runtime_checkable
 class EditingTextEncoder(Protocol):
-    """What a text encoder offers besides where pictures are edited: a prompt in pieces about so many pictures."""
+    """What a text encoder offers besides where pictures are edited: a prompt in pieces about so many pictures.
+
+    `count` and `cut` are of the piece that the prompt is in.
+    """
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def unknown(self, prompt: str) -> list[str]: ...
+
+    def count(self, prompt: str, pictures: int = 0) -> int: ...
+
+    def cut(self, prompt: str, pictures: int = 0) -> str: ...
 
     def pieces(self, prompt: str, pictures: int) -> list[Tensor]: ...
 
@@ -40,27 +52,6 @@ class PictureEncoder(Protocol):
     def max_tokens(self) -> int: ...
 
     def features(self, image: Image.Image) -> Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftRule:
-    """How the schedule bends towards noise: by `shift`, or, with dynamic shifting, by more for pictures of more tokens.
-
-    The names are those of `scheduler_config.json`.
-    """
-
-    shift: float = 3.0
-    use_dynamic_shifting: bool = False
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shift <= 1000:
-            raise ValueError(f"shift {self.shift} is not above 0 and at most 1000")
-        if self.max_image_seq_len <= self.base_image_seq_len:
-            raise ValueError("max_image_seq_len is not above base_image_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,31 @@ Shapes: N steps.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """How a schedule bends towards noise: by `shift` or, with `use_dynamic_shifting`, by more for more tokens.
+
+    Names and defaults are those of diffusers' `FlowMatchEulerDiscreteScheduler`. Raises ValueError.
+    """
+
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift <= 1000:
+            raise ValueError(f"shift {self.shift} is not above 0 and at most 1000")
+        if (most := self.max_image_seq_len) <= (few := self.base_image_seq_len):
+            raise ValueError(f"max_image_seq_len {most} is not above base_image_seq_len {few}")
 
 
 def linear_sigmas(steps: int, end: float = 0.0) -> Tensor:

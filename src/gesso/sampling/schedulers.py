@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gesso.devices import CPU
 from gesso.errors import RequestError
 from gesso.sampling.flow import first_step, shift_of_tokens
 
@@ -47,12 +48,16 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Solver:
-    """A class of diffusers. `settings` stand over the model's own; `from_picture` where it can begin in mid-way."""
+    """A class of diffusers. `settings` stand over the model's own; `from_picture` where it can begin in mid-way.
+
+    `stretches` where it knows of schedules that are stretched to end at `shift_terminal`.
+    """
 
     module: str
     kind: str
     settings: Mapping[str, object] = field(default_factory=dict)
     from_picture: bool = False
+    stretches: bool = False
 
 
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -62,22 +67,31 @@ _SOLVERS = {
         kind="FlowMatchEulerDiscreteScheduler",
         settings={"stochastic_sampling": False},  # its noise would come from no picture's generator
         from_picture=True,
+        stretches=True,
     ),
     "heun": _Solver(
         module="scheduling_flow_match_heun_discrete", kind="FlowMatchHeunDiscreteScheduler", from_picture=True
     ),
-    "unipc": _Solver(module="scheduling_unipc_multistep", kind="UniPCMultistepScheduler", settings=_FLOW),
+    "unipc": _Solver(
+        module="scheduling_unipc_multistep", kind="UniPCMultistepScheduler", settings=_FLOW, stretches=True
+    ),
     "dpm++": _Solver(module="scheduling_dpmsolver_multistep", kind="DPMSolverMultistepScheduler", settings=_FLOW),
 }
 
 NAMES = tuple(_SOLVERS)
 
 
-def check_name(name: str, *, from_picture: bool) -> None:
-    """Refuse a name that is not known, or one that cannot begin from a picture where that is wanted (RequestError)."""
-    known = [known for known, solver in _SOLVERS.items() if solver.from_picture or not from_picture]
+def check_name(name: str, *, from_picture: bool, stretched: bool = False) -> None:
+    """Refuse a name that is not known, or one that cannot do what is wanted of it (RequestError).
+
+    That is to begin from a picture, or, where it is `stretched`, to follow the model's schedule.
+    """
+    fitting = {known: solver for known, solver in _SOLVERS.items() if solver.stretches or not stretched}
+    known = [known for known, solver in fitting.items() if solver.from_picture or not from_picture]
     if name not in _SOLVERS:
         raise RequestError("scheduler", name, "a scheduler that is known", f"one of: {', '.join(known)}")
+    if name not in fitting:
+        raise RequestError("scheduler", name, "one that ends where this model's does", f"one of: {', '.join(known)}")
     if name not in known:
         raise RequestError("scheduler", name, "one that begins from a picture", f"one of: {', '.join(known)}")
 
@@ -89,7 +103,7 @@ def make_scheduler(
     steps: int,
     tokens: int,
     strength: float = 1.0,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = CPU,
 ) -> tuple[Scheduler, Tensor]:
     """A scheduler set to a number of steps, and the timestep `[N]` of every evaluation of the network.
 
@@ -98,11 +112,16 @@ def make_scheduler(
     schedule where `use_dynamic_shifting` says so.
 
     Mirrors `retrieve_timesteps` and `get_timesteps` of diffusers' FLUX pipelines. They cannot drive Heun's scheduler,
-    which takes neither sigmas nor a bend: it gets the bend as its constant shift, which is the same formula.
+    which takes neither sigmas nor a bend: it gets the bend as its constant shift, which is the same formula. Where
+    `config` has a `shift_terminal`, Qwen-Image's pipelines are mirrored, which hand every solver its sigmas; a single
+    step cannot be stretched.
     Raises RequestError for an unknown name, and for a strength that leaves no step.
     """
-    check_name(name, from_picture=False)
-    solver = _SOLVERS[name]
+    stretched = bool(config.get("shift_terminal"))
+    check_name(name, from_picture=False, stretched=stretched)
+    if stretched and steps < 2:
+        raise RequestError("steps", steps, "at least 2 for a model whose schedule ends above 0", "nearest: 2")
+    solver, begins = _SOLVERS[name], np.linspace(1.0, 1 / steps, steps)
     make = getattr(importlib.import_module(f"diffusers.schedulers.{solver.module}"), solver.kind)
     mu = bend_of_tokens(tokens, config)
     bend = float(np.exp(mu)) if config.get("use_dynamic_shifting") else float(config.get("shift", 1.0))
@@ -112,9 +131,9 @@ def make_scheduler(
     known = inspect.signature(make.__init__).parameters
     scheduler: Scheduler = make(**{key: value for key, value in settings.items() if key in known})
     if name == "euler":
-        scheduler.set_timesteps(steps, device=device, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        scheduler.set_timesteps(steps, device=device, sigmas=begins, mu=mu)
     elif name == "unipc":
-        scheduler.set_timesteps(steps, device=device, mu=mu)
+        scheduler.set_timesteps(steps, device=device, sigmas=begins if stretched else None, mu=mu)
     else:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of how DPM++ asks numpy
             scheduler.set_timesteps(steps, device=device)

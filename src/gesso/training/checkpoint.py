@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from gesso.devices import CPU
 from gesso.errors import FileError, RunError
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -59,7 +60,7 @@ def _read(path: Path) -> dict[str, object] | None:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=CPU, weights_only=True)
     except MemoryError:
         raise
     except Exception:  # bytes of any kind make zipfile and torch raise nearly anything

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from gesso.devices import CPU
+from gesso.engine.loading.build import Build
 from gesso.engine.loading.flow_nano import assemble
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.models.kl_autoencoder import KLAutoencoderConfig, encode
@@ -32,7 +34,7 @@ from gesso.training.export import save_model
 from gesso.training.flow_networks import FAMILIES, NetworkConfig, VelocityNetwork
 from gesso.training.latents import Encoding, FreshLatents, Latents, store
 from gesso.training.painting import sample_sheet, shapes_score
-from gesso.training.pictures import held_out_scenes
+from gesso.training.pictures import World, held_out_scenes
 from gesso.training.settings import MOST_SCENES, check
 from gesso.weights import flow_nano, shared
 from gesso.weights.catalogue import ZOO
@@ -47,7 +49,8 @@ _CHUNK = 64  # pictures at once where nothing is learned
 class FlowSettings:
     """`autoencoder` and `text` are folders of exported models (`text` also the name of one that ships).
 
-    The word encoder of `text` is used as it is, so that models share it, unless `train_text` trains it on.
+    The word encoder of `text` is used as it is, so that models share it, unless `train_text` trains it on; where `text`
+    is a configuration a fresh one is trained.
     `precompute` scenes are stored before the first step, 0 draws fresh ones at each. `time_mean` and `time_std` are of
     the normal whose sigmoid is sigma (1 is noise), bent by `time_shift` as a schedule is by its shift;
     `sampling_shift` and `generation` are written into the model, for sampling. `score_prompts` questions are painted
@@ -56,7 +59,8 @@ class FlowSettings:
 
     network: NetworkConfig
     autoencoder: str
-    text: str = "infinity-nano"
+    text: str | WordEncoderConfig = "infinity-nano"
+    world: World = "shapes"
     train_text: bool = False
     start_from: str = ""
     side: int
@@ -81,8 +85,11 @@ class FlowSettings:
         for name in ("condition_drop", "unknown_share"):
             check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
         check("held_out", self.held_out, 1 <= self.held_out <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
-        asked = 0 <= self.score_prompts <= MOST_SCENES
-        check("score_prompts", self.score_prompts, asked, f"0, or a number of questions up to {MOST_SCENES}")
+        asked = 0 <= self.score_prompts <= (MOST_SCENES if self.world == "shapes" else 0)
+        allowed = f"0, or, of the world of shapes, a number of questions up to {MOST_SCENES}"
+        check("score_prompts", self.score_prompts, asked, allowed)
+        trained = isinstance(self.text, str) or self.train_text
+        check("train_text", self.train_text, trained, "true where text is a configuration, not a model")
         parse_request({"prompt": "-", "width": self.side, "height": self.side, **dict(self.generation)})
 
 
@@ -101,9 +108,9 @@ class FlowTask:
     def __init__(self, settings: FlowSettings, batch: int, seed: int) -> None:
         self.settings, self.batch, self.seed = settings, batch, seed
         self.family, make = FAMILIES[type(settings.network)]
-        self.text_folder = _text_folder(settings.text)
-        self.text = load_word_encoder(self.text_folder)
-        folder = _autoencoder_folder(settings.autoencoder)
+        torch.manual_seed(seed)
+        self.text = _text_encoder(settings.text)
+        folder = _autoencoder_folder(settings.autoencoder, settings.world)
         self.autoencoder, self.autoencoder_config = flow_nano.load_autoencoder(folder)
         self._check_fit()
         torch.manual_seed(seed)
@@ -117,7 +124,8 @@ class FlowTask:
             token_ids=lambda captions: self.text.token_ids(captions, self.text.config.length),
             side=settings.side,
             seed=seed,
-            identity=_identity(folder, self.autoencoder_config, self.text.config),
+            identity=encoders_digest(folder, self.autoencoder_config, self.text.config),
+            world=settings.world,
         )
         self.latents: Latents = FreshLatents(self.encoding, batch)
 
@@ -133,14 +141,14 @@ class FlowTask:
     def prepare(self, folder: Path, report: Callable[[int], None]) -> None:
         """Store latents of scenes in the run's folder, if settings ask for it."""
         if self.settings.precompute:
-            with torch.autocast("cpu", torch.bfloat16):  # errors of 0.004, where latents deviate by 1
+            with torch.autocast(CPU, torch.bfloat16):  # errors of 0.004, where latents deviate by 1
                 self.latents = store(folder, self.encoding, self.settings.precompute, self.batch, report)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity of this step's batch."""
         settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        clean, ids_BT = self.latents.batch(step)
+        clean, ids_BT = self.latents.batch(step)[:2]
         sigma_B = draw_sigmas(
             len(clean),
             mean=settings.time_mean,
@@ -155,7 +163,7 @@ class FlowTask:
     def evaluate(self) -> dict[str, float]:
         """Loss on held-out scenes at fixed times and noise, over all and by bucket of time; 00 is nearly clean."""
         settings = self.settings
-        image, captions = held_out_scenes(settings.held_out, settings.side)
+        image, captions = held_out_scenes(settings.held_out, settings.side, settings.world)
         clean = torch.cat([encode(self.autoencoder, chunk) for chunk in image.split(_CHUNK)])
         ids_BT = self.encoding.token_ids(captions)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
@@ -172,7 +180,7 @@ class FlowTask:
 
     def samples(self) -> Image.Image:
         """Rows: prompts; columns: seeds."""
-        return sample_sheet(self._pipeline())
+        return sample_sheet(self._pipeline(), self.settings.world)
 
     def export(self, folder: Path, facts: Mapping[str, object]) -> None:
         settings = self.settings
@@ -245,7 +253,7 @@ class FlowTask:
             digest="",
         )
         try:
-            return assemble(model, "the model in training", Path("generation"))
+            return assemble(model, "the model in training", Path("generation"), Build(device=CPU))
         except FileError as error:
             allowed = f"defaults that {self.family} can use"
             raise RequestError("generation", dict(settings.generation), allowed, error.problem) from error
@@ -261,24 +269,27 @@ def draw_sigmas(count: int, *, mean: float, deviation: float, shift: float, gene
     return shift * sigma_B / (1 + (shift - 1) * sigma_B)
 
 
-def _text_folder(name: str) -> Path:
-    """The folder of a model that ships, or of one that is named. Raises MissingError."""
+def _text_encoder(source: str | WordEncoderConfig) -> WordEncoder:
+    """A fresh one, or that of a model that ships or of a folder. Raises MissingError."""
+    if isinstance(source, WordEncoderConfig):
+        return WordEncoder(source)
+    name = source
     folder = ZOO / name
     if "/" in name or not (folder / "config.json").is_file():
         folder = Path(name).expanduser()
     if not folder.is_dir():
         raise MissingError(f"the model {name} with a word encoder", "gesso train infinity-nano")
-    return folder
+    return load_word_encoder(folder)
 
 
-def _autoencoder_folder(name: str) -> Path:
+def _autoencoder_folder(name: str, world: World) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise MissingError(f"the trained autoencoder {folder}", "gesso train shapes-autoencoder")
+        raise MissingError(f"the trained autoencoder {folder}", f"gesso train {world}-autoencoder")
     return folder
 
 
-def _identity(folder: Path, autoencoder: KLAutoencoderConfig, text: WordEncoderConfig) -> str:
+def encoders_digest(folder: Path, autoencoder: KLAutoencoderConfig, text: WordEncoderConfig) -> str:
     """What latents and token ids depend on."""
     weights = digest([shared.part(folder, "autoencoder.safetensors")])
     words = [text.vocabulary, text.length]

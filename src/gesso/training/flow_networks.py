@@ -9,12 +9,14 @@ Shapes: B pictures, C latent channels, h w latent cells, T tokens of text (paddi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gesso.models import flux_network
 from gesso.models.flux_network import FluxConfig
+from gesso.models.infusenet import Residuals
 from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.initialization import initialize
 from gesso.models.s3dit.layout import Layout
@@ -32,15 +34,21 @@ class FluxVelocity(nn.Module):
         self.transformer = flux_network.build(config)
         flux_network.initialize(self.transformer)
         # Time is cast to the dtype of embedded tokens: under bfloat16 autocast it would be off by up to 2 of 1000.
-        for embedder in (self.transformer.x_embedder, self.transformer.context_embedder):
-            embedder.register_forward_hook(_in_float32)
+        embed_in_float32(self.transformer)
 
     def heavy_modules(self) -> list[nn.Module]:
         """What is worth compiling."""
         return [self]
 
-    def forward(self, latent_BChw: Tensor, sigma_B: Tensor, features_BTE: Tensor, real_BT: Tensor) -> Tensor:
-        """Velocity `[B,C,h,w]`; `real_BT` is false where there is padding."""
+    def forward(
+        self,
+        latent_BChw: Tensor,
+        sigma_B: Tensor,
+        features_BTE: Tensor,
+        real_BT: Tensor,
+        added: Residuals | None = None,
+    ) -> Tensor:
+        """Velocity `[B,C,h,w]`; `real_BT` is false where there is padding, `added` is what a side network adds."""
         height, width = latent_BChw.shape[-2:]
         features_BTE, pooled_BE = fixed_length(features_BTE, real_BT)
         (velocity_BLD,) = self.transformer(
@@ -51,8 +59,15 @@ class FluxVelocity(nn.Module):
             img_ids=flux_network.positions(height, width),
             txt_ids=torch.zeros(features_BTE.shape[1], 3),
             return_dict=False,
+            **(added.arguments() if added is not None else {}),
         )
         return flux_network.unpack(velocity_BLD, height, width)
+
+
+def embed_in_float32(network: Any) -> None:
+    """Keep embedded tokens of FLUX, or of its side network, in float32, by hooks on the module."""
+    for embedder in (network.x_embedder, network.context_embedder):
+        embedder.register_forward_hook(_in_float32)
 
 
 def _in_float32(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gesso.devices import CPU
 from gesso.models.infinity.scales import ScaleSchedule
 
 
@@ -47,7 +48,7 @@ def margin_weights(margins_BLK: Tensor) -> Tensor:
     return clamped_BLK / clamped_BLK.mean(dim=(0, 2), keepdim=True).clamp(min=1e-6)
 
 
-def scale_weights(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:
+def scale_weights(schedule: ScaleSchedule, device: torch.device | str = CPU) -> Tensor:
     """Weight of every token, float32 `[L]` with sum 1, proportional to 1/sqrt(area of its scale).
 
     With it the many tokens of fine scales do not drown the few that decide what the picture is of.

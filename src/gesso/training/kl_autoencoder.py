@@ -24,7 +24,7 @@ from gesso.errors import RequestError
 from gesso.models.kl_autoencoder import KLAutoencoderConfig, build, moments
 from gesso.training.autoencoder import psnr
 from gesso.training.export import save_model
-from gesso.training.pictures import held_out_scenes, scenes_of_step, sheet
+from gesso.training.pictures import World, held_out_scenes, scenes_of_step, sheet
 from gesso.training.settings import MOST_SCENES, check
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class KLAutoencoderSettings:
     """
 
     network: KLAutoencoderConfig
+    world: World = "shapes"
     side: int
     squared_weight: float = 0.5
     edge_weight: float = 0.0
@@ -78,7 +79,7 @@ class KLAutoencoderTask:
         """L1 + squared error (edges weighted, if asked), and the posterior's divergence from the unit normal."""
         settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        image, _ = scenes_of_step(step, self.batch, settings.side, self.seed)
+        image, _ = scenes_of_step(step, self.batch, settings.side, self.seed, settings.world)
         mean, log_variance = (part.float() for part in moments(self.network, image))
         latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
         error = self.network.decoder(latent).float() - image
@@ -92,7 +93,7 @@ class KLAutoencoderTask:
 
     def evaluate(self) -> dict[str, float]:
         """PSNR in dB on held-out scenes, from the posterior's mean and from a sample; its divergence in nats."""
-        image, _ = held_out_scenes(self.settings.held_out, self.settings.side)
+        image, _ = held_out_scenes(self.settings.held_out, self.settings.side, self.settings.world)
         mean, log_variance = self._moments(image)
         return {
             "psnr": psnr(self._decoded(mean), image),
@@ -102,7 +103,7 @@ class KLAutoencoderTask:
 
     def samples(self) -> Image.Image:
         """Rows of three scenes, each as it is, from the posterior's mean, and from a sample."""
-        image, _ = held_out_scenes(24, self.settings.side)
+        image, _ = held_out_scenes(24, self.settings.side, self.settings.world)
         mean, log_variance = self._moments(image)
         columns = (image, self._decoded(mean), self._decoded(_sampled(mean, log_variance)))
         return sheet([[column[i + k] for i in range(3) for column in columns] for k in range(0, len(image), 3)])
@@ -123,7 +124,7 @@ class KLAutoencoderTask:
         """Shift and scale that bring latents of training scenes to mean 0 and standard deviation 1."""
         count, total, squares = 0, 0.0, 0.0
         for first in range(0, self.settings.measured, _CHUNK):
-            image, _ = scenes_of_step(first // _CHUNK, _CHUNK, self.settings.side, self.seed)
+            image, _ = scenes_of_step(first // _CHUNK, _CHUNK, self.settings.side, self.seed, self.settings.world)
             latent = self._moments(image[: self.settings.measured - first])[0].double()
             count += latent.numel()
             total += float(latent.sum())

@@ -24,12 +24,31 @@ import torch
 from torch import Tensor
 
 from gesso.files import ready_folder, written_aside
-from gesso.training.pictures import scenes_of_step
+from gesso.training.pictures import World, scenes_of_step
 
 FOLDER = "latents"
 SHARD = 4096  # scenes a file
 _CHUNK = 64  # scenes encoded at once
-_VERSION = 1  # of what is stored; counts up when scenes or captions change
+# Of what is stored; another one when scenes or captions change.
+_EDITIONS: dict[World, object] = {"shapes": 1, "faces": "faces 1"}
+
+
+class Scenes(Protocol):
+    """What is stored: named tensors of scenes, floating ones as float16, whole numbers as int16."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def scenes(self, step: int, count: int) -> tuple[Tensor, ...]:
+        """The columns of one step's fresh scenes, in order."""
+        ...
+
+    def digest(self) -> str:
+        """Of all that they depend on."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +60,40 @@ class Encoding:
     side: int
     seed: int
     identity: str
+    world: World = "shapes"
+    columns: tuple[str, ...] = ("latent", "ids")
 
     def scenes(self, step: int, count: int) -> tuple[Tensor, Tensor]:
         """Latents and token ids of one step's fresh scenes."""
-        image, captions = scenes_of_step(step, count, self.side, self.seed)
+        image, captions = scenes_of_step(step, count, self.side, self.seed, self.world)
         with torch.no_grad():
             return self.encode(image).float(), self.token_ids(captions)
 
     def digest(self) -> str:
-        values = [_VERSION, SHARD, _CHUNK, self.side, self.seed, self.identity]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+        return stored_digest(self.world, self.side, self.seed, self.identity)
+
+
+def stored_digest(world: World, side: int, seed: int, identity: str) -> str:
+    """A name for stored scenes of a world; `identity` says what else they depend on."""
+    values = [_EDITIONS[world], SHARD, _CHUNK, side, seed, identity]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 class Latents(Protocol):
     """Where a step's batch comes from."""
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Latents `[B,C,h,w]` float32 and token ids `[B,T]`; a function of the step and the run's settings."""
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The columns, float32 and int64: first latents `[B,C,h,w]` and token ids `[B,T]`; by the step alone."""
         ...
 
 
 class FreshLatents:
     """Scenes that no step has seen before."""
 
-    def __init__(self, encoding: Encoding, batch: int) -> None:
+    def __init__(self, encoding: Scenes, batch: int) -> None:
         self.encoding, self.size = encoding, batch
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
         return self.encoding.scenes(step, self.size)
 
 
@@ -78,13 +104,14 @@ class StoredLatents:
         self.shards, self.count, self.size, self.seed = shards, count, batch, seed
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, ...]:
         first = step * self.size
         places = [divmod(place, self.count) for place in range(first, first + self.size)]
         picked = [divmod(int(self._order(round_)[place]), SHARD) for round_, place in places]
         rows = np.stack([self.shards[shard][row] for shard, row in picked])
-        latents = torch.from_numpy(rows["latent"].astype(np.float32))
-        return latents, torch.from_numpy(rows["ids"].astype(np.int64))
+        wide = {np.dtype(np.float16): np.float32, np.dtype(np.int16): np.int64}
+        columns = (rows[name] for name in rows.dtype.names or ())
+        return tuple(torch.from_numpy(column.astype(wide[column.dtype])) for column in columns)
 
     def _draw_order(self, round_: int) -> np.ndarray:
         generator = torch.Generator().manual_seed((self.seed + 1) * 2**40 + round_)
@@ -92,7 +119,7 @@ class StoredLatents:
 
 
 def store(
-    folder: Path, encoding: Encoding, count: int, batch: int, report: Callable[[int], None] = lambda made: None
+    folder: Path, encoding: Scenes, count: int, batch: int, report: Callable[[int], None] = lambda made: None
 ) -> StoredLatents:
     """Open a run's stored latents of `count` scenes, making what is missing of them; `report` hears how many are there.
 
@@ -108,7 +135,7 @@ def store(
     for first in range(0, count, SHARD):
         size = min(SHARD, count - first)
         path = room / f"{first:08d}-{size}.npy"
-        shard = _opened(path, size)
+        shard = _opened(path, size, encoding.columns)
         if shard is None:
             _write(path, encoding, first, size)
             shard = np.load(path, mmap_mode="r")
@@ -117,25 +144,28 @@ def store(
     return StoredLatents(shards, count, batch, encoding.seed)
 
 
-def _opened(path: Path, size: int) -> np.ndarray | None:
+def _opened(path: Path, size: int, columns: tuple[str, ...]) -> np.ndarray | None:
     """A finished file, None where there is none or it is damaged."""
     try:
         shard = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return shard if shard.shape == (size,) and shard.dtype.names == ("latent", "ids") else None
+    return shard if shard.shape == (size,) and shard.dtype.names == columns else None
 
 
-def _write(path: Path, encoding: Encoding, first: int, size: int) -> None:
+def _write(path: Path, encoding: Scenes, first: int, size: int) -> None:
     rows: np.ndarray | None = None
     for done in range(0, size, _CHUNK):
-        latent, ids = encoding.scenes((first + done) // _CHUNK, _CHUNK)
+        columns = dict(zip(encoding.columns, encoding.scenes((first + done) // _CHUNK, _CHUNK), strict=True))
         kept = slice(done, min(done + _CHUNK, size))
         if rows is None:
-            kind = [("latent", np.float16, tuple(latent.shape[1:])), ("ids", np.int16, tuple(ids.shape[1:]))]
-            rows = np.empty(size, dtype=kind)
-        rows["latent"][kept] = latent.numpy()[: kept.stop - done]
-        rows["ids"][kept] = ids.numpy()[: kept.stop - done]
+            kinds = [
+                (name, np.float16 if column.is_floating_point() else np.int16, tuple(column.shape[1:]))
+                for name, column in columns.items()
+            ]
+            rows = np.empty(size, dtype=kinds)
+        for name, column in columns.items():
+            rows[name][kept] = column.numpy()[: kept.stop - done]
     assert rows is not None
     content = io.BytesIO()  # numpy's own writing to a file hides what went wrong with the disk
     np.save(content, rows)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gesso.devices import CPU
 from gesso.errors import FileError, RunError
 from gesso.files import ready_folder, written_aside
 from gesso.training import checkpoint
@@ -186,7 +187,7 @@ class Trainer:
             group["lr"] = settings.learning_rate * factor
         self.network.train()
         torch.manual_seed(settings.seed * 1_000_003 + self.step)  # for layers that draw by themselves
-        context = torch.autocast("cpu", torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+        context = torch.autocast(CPU, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
         with context, sdpa_kernel([getattr(SDPBackend, name) for name in settings.attention]):
             loss, figures = self.task.loss(self.step)
         loss.backward()

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from gesso.pipelines.contract import Pipeline
+from gesso.pipelines.contract import Pipeline, without_breaths
 from gesso.request import GenerationRequest
-from gesso.training.pictures import sheet, to_tensor
+from gesso.training.pictures import World, sheet, to_tensor
 from gesso.worlds import shapes
 
-SAMPLE_PROMPTS = (
+_SHAPES_PROMPTS = (
     "a large red circle on a white background",
     "a small blue star on a yellow background",
     "three green hearts on a black background",
@@ -26,15 +26,26 @@ SAMPLE_PROMPTS = (
     "two white crosses on a red background",
     "a green triangle to the left of an orange heart on a purple background",
 )
+_FACES_PROMPTS = (
+    "a person with a calm face in a red shirt on a blue background, facing ahead",
+    "a person with a smiling face in a white shirt on a green background, facing left",
+    "a person with a laughing face in a blue shirt on a yellow background, facing right",
+    "a person with a sad face in a black shirt on a grey background, facing ahead",
+    "a person with a surprised face in a green shirt on a pink background, facing left",
+    "a person with an angry face in a purple shirt on an orange background, facing right",
+    "somebody smiling",
+    "a portrait of a person in a yellow shirt",
+)
+SAMPLE_PROMPTS: dict[World, tuple[str, ...]] = {"shapes": _SHAPES_PROMPTS, "faces": _FACES_PROMPTS}
 
 
 _QUESTIONS = 1  # seed of the questions asked while training
 _TOGETHER = 30  # pictures painted at once
 
 
-def sample_sheet(pipeline: Pipeline) -> Image.Image:
-    """Rows: `SAMPLE_PROMPTS`; columns: six seeds."""
-    requests = [GenerationRequest(prompt=prompt, seed=0, num_images=6) for prompt in SAMPLE_PROMPTS]
+def sample_sheet(pipeline: Pipeline, world: World = "shapes") -> Image.Image:
+    """Rows: the world's `SAMPLE_PROMPTS`; columns: six seeds."""
+    requests = [GenerationRequest(prompt=prompt, seed=0, num_images=6) for prompt in SAMPLE_PROMPTS[world]]
     return sheet([[_tensor(picture) for picture in paint(pipeline, [request])] for request in requests])
 
 
@@ -63,7 +74,7 @@ def paint(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> list[Ima
     ]
     for _ in range(plans[0].steps):
         pipeline.step(states)
-    return [output.image for output in pipeline.decode(states)]
+    return [output.image for output in without_breaths(pipeline.decode(states))]
 
 
 def _tensor(picture: Image.Image) -> Tensor:

@@ -1,27 +1,44 @@
-"""Batches of a synthetic world as tensors, and sheets of pictures. Not here: what a world draws (`worlds/`)."""
+"""Batches of a synthetic world as tensors, and sheets of pictures. Not here: what a world draws (`worlds/`).
+
+A setting `world` names one of `WORLDS`; what trains on a world knows of it what is said here and in `painting`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gesso.worlds import shapes
+from gesso.worlds import faces, shapes
+
+World = Literal["shapes", "faces"]
+WORLDS: tuple[World, ...] = get_args(World)
 
 HELD_OUT_FROM = 2**40  # seeds that no training step reaches
 
 
-def scenes_of_step(step: int, count: int, side: int, seed: int) -> tuple[Tensor, list[str]]:
+def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "shapes") -> tuple[Tensor, list[str]]:
     """Pictures `[B,3,side,side]` in [-1,1] and captions of one training step; a function of its arguments only."""
-    pictures, captions, _ = shapes.batch(seed * 2**33 + step * count, count, side, training=True)
+    batch = faces.batch if world == "faces" else shapes.batch
+    pictures, captions, _ = batch(first_seed(step, count, seed), count, side, training=True)
     return to_tensor(pictures), captions
 
 
-def held_out_scenes(count: int, side: int) -> tuple[Tensor, list[str]]:
-    """Pictures and captions of scenes whose combinations training never sees."""
+def first_seed(step: int, count: int, seed: int) -> int:
+    """The world's seed of the first of a step's `count` scenes; the others follow it."""
+    return seed * 2**33 + step * count
+
+
+def held_out_scenes(count: int, side: int, world: World = "shapes") -> tuple[Tensor, list[str]]:
+    """Pictures and captions of scenes whose combinations, or people, training never sees."""
+    if world == "faces":
+        portraits = [faces.held_out_portrait(HELD_OUT_FROM + index) for index in range(count)]
+        texts = [faces.caption(portrait, HELD_OUT_FROM + index) for index, portrait in enumerate(portraits)]
+        return to_tensor(faces.draw(portraits, side)), texts
     scenes = [shapes.held_out_scene(HELD_OUT_FROM + index) for index in range(count)]
     captions = [shapes.caption(scene, HELD_OUT_FROM + index) for index, scene in enumerate(scenes)]
     return to_tensor(shapes.draw(scenes, side)), captions

@@ -7,14 +7,16 @@ Reads local files only, and of weights only safetensors. Not here: which folders
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from gesso.devices import META
 from gesso.errors import FileError, GessoError
+from gesso.models import components
 from gesso.models.diffusers_parts import autoencoder_kl
 from gesso.models.kl_autoencoder import scaling_problem
 from gesso.models.transformers_parts import reason
@@ -38,12 +40,15 @@ def part_config(folder: Path, wanted: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def load_network(folder: Path, kind: type[Network], dtype: torch.dtype, *, weights: bool = True) -> Network:
+def load_network(
+    folder: Path, kind: type[Network], dtype: torch.dtype, *, weights: bool = True, idle: Container[str] = ()
+) -> Network:
     """A network of diffusers, on the CPU; without `weights` it has its shapes and lies on the meta device.
 
+    `idle` are fields that published configurations have, though diffusers' class never did anything with them.
     Raises FileError for a configuration of something else or of no network, WeightsError for weights that do not fit.
     """
-    config = part_config(folder, kind.__name__)
+    config = {name: value for name, value in part_config(folder, kind.__name__).items() if name not in idle}
     if unknown := sorted(set(config) - set(inspect.signature(kind.__init__).parameters)):
         raise FileError(folder, f"its configuration has unknown fields: {', '.join(unknown)}", "use a newer gesso")
     return filled(folder, kind.__name__, lambda: kind(**config), dtype, weights=weights)
@@ -65,10 +70,16 @@ def filled(
 ) -> Network:
     """A network of that name made without memory and then, with `weights`, given the tensors of its folder.
 
-    Raises as `load_network`.
+    It may be one that another model has (`models/components`). Raises as `load_network`.
     """
+    if not weights:
+        return _filled(folder, name, make, dtype, weights=False)
+    return components.shared(folder, name, dtype, lambda: _filled(folder, name, make, dtype, weights=weights))
+
+
+def _filled(folder: Path, name: str, make: Callable[[], Network], dtype: torch.dtype, *, weights: bool) -> Network:
     try:
-        with torch.device("meta"):
+        with torch.device(META):
             network = make()
     except (GessoError, MemoryError):
         raise
@@ -76,6 +87,6 @@ def filled(
         problem = f"its configuration cannot be used: it makes no {name} ({reason(error)})"
         raise FileError(folder, problem, _MENDED) from error
     if weights:
-        fill(network, read_tensors(folder, dtype=dtype, pickles=False), folder)
+        fill(network, read_tensors(folder, dtype=dtype, pickles=False, later=True), folder)
     nn.Module.to(network, dtype=dtype)  # diffusers' own would warn of parts kept in float32, of which there are none
     return network.eval().requires_grad_(False)

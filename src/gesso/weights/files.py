@@ -1,6 +1,7 @@
 """Tensors from files: safetensors (one file or sharded), or `.pth` read with nothing executed; and strict filling.
 
-Not here: what a model consists of (`catalogue`), names of foreign files (`models/*/checkpoint`).
+Not here: what a model consists of (`catalogue`), names of foreign files (`models/*/checkpoint`), bytes of a tensor
+(`gesso.stored`), digests of single files (`digests`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gesso import stored
+from gesso.devices import CPU
 from gesso.errors import FileError, WeightsError
+from gesso.weights import digests, headers
 
 _PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 _SAFETENSORS_INDEX = ".safetensors.index.json"
@@ -26,22 +29,28 @@ _ADVICE = "weights_only"  # in what torch says of a pickle with code in it
 
 
 def read_tensors(
-    path: Path, keys: tuple[str, ...] = (), dtype: torch.dtype | None = None, *, pickles: bool = True
+    path: Path,
+    keys: tuple[str, ...] = (),
+    dtype: torch.dtype | None = None,
+    *,
+    pickles: bool = True,
+    later: bool = False,
 ) -> dict[str, Tensor]:
     """All tensors of a file, or of a folder that holds an index of shards or files without one.
 
     `keys` are names that a `.pth` may wrap its state dict in, tried in order ("vae", "ema"). `dtype` is what numbers
     are cast to, tensor by tensor, so that a large model is never here twice. Without `pickles` only safetensors are
-    read.
+    read. `later` is for networks that go to `Build.place`: where reading is deferred (`gesso.stored`), what lies in
+    safetensors stays there, and stand-ins are returned.
     Raises FileError for a missing or foreign file and for shards that contradict each other, WeightsError for a
     truncated one.
     """
     if path.is_dir():
-        return _read_folder(path, dtype, pickles)
+        return _read_folder(path, dtype, pickles, later)
     if not path.is_file():
         raise FileError(path, "no such file", "name a .safetensors or .pth file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path, dtype)
+        return _read_safetensors(path, dtype, later)
     if pickles and path.suffix in _PICKLES:
         return {name: _cast(value, dtype) for name, value in _read_pickle(path, keys).items()}
     raise FileError(path, "not a file of weights", f"name a .safetensors{' or .pth' if pickles else ''} file")
@@ -50,11 +59,12 @@ def read_tensors(
 def check_shards(folder: Path) -> None:
     """Refuse a folder of safetensors that others read: with an index that leads elsewhere, or files that are absent.
 
-    Raises FileError.
+    Raises FileError for these and for files of something else, WeightsError for a file that is truncated.
     """
     for shard in _shards(folder, pickles=False)[0]:
         if not shard.is_file():
             raise FileError(shard, "no such file", "fetch it again")
+        headers.read_header(shard)
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
@@ -95,33 +105,27 @@ def files_of(folder: Path, parts: Iterable[str]) -> list[Path]:
     return sorted(path for part in paths for path in (part.rglob("*") if part.is_dir() else [part]) if path.is_file())
 
 
-def digest(paths: list[Path]) -> str:
-    """SHA-256 over the contents of files, in the order given."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
+def digest(paths: Iterable[Path]) -> str:
+    """One digest for the contents of files, in the order given: the SHA-256 of their SHA-256s. Raises FileError."""
+    return hashlib.sha256("".join(digests.sha256(path) for path in paths).encode()).hexdigest()
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value if dtype is None or not value.is_floating_point() else value.to(dtype)
 
 
-def _read_safetensors(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: _cast(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(path, detail=f"truncated or not safetensors ({error})") from error
+def _read_safetensors(path: Path, dtype: torch.dtype | None, later: bool) -> dict[str, Tensor]:
+    if (foreign := headers.foreign_file(path)) is not None:
+        raise foreign
+    take = stored.stand_in if later and stored.is_deferred() else stored.read_apart
+    return {name: take(each.cast_to(dtype)) for name, each in stored.read_header(path).items()}
 
 
 def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     try:
         mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is a plain pickle, which cannot be mapped
         with warnings.catch_warnings(action="ignore"):  # about pickles of others; what matters is raised
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            found = torch.load(path, map_location=CPU, weights_only=True, mmap=mapped)
     except MemoryError:
         raise
     except Exception as error:  # bytes of any kind make torch's reader raise nearly anything
@@ -138,13 +142,13 @@ def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _read_folder(folder: Path, dtype: torch.dtype | None, pickles: bool) -> dict[str, Tensor]:
+def _read_folder(folder: Path, dtype: torch.dtype | None, pickles: bool, later: bool) -> dict[str, Tensor]:
     """A folder's tensors: those of the shards that its index lists or, without one, of every file of weights in it."""
     shards, listed = _shards(folder, pickles)
     state: dict[str, Tensor] = {}
     holders: dict[str, str] = {}
     for shard in shards:
-        for name, value in read_tensors(shard, dtype=dtype, pickles=pickles).items():
+        for name, value in read_tensors(shard, dtype=dtype, pickles=pickles, later=later).items():
             if listed.get(name, shard.name) != shard.name:
                 continue  # the index means another shard's
             if name in holders:

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from gesso.devices import META
 from gesso.errors import FileError, RequestError
-from gesso.models import flux_network, kl_autoencoder
+from gesso.models import components, flux_network, kl_autoencoder
 from gesso.models.flux_network import FluxConfig
 from gesso.models.kl_autoencoder import KLAutoencoderConfig
 from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.transformer import S3DiT
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.request import parse_request
-from gesso.weights import manifest, shared
+from gesso.weights import infinite_you_nano, manifest, shared
 from gesso.weights.configuration import read_config
 from gesso.weights.files import read_tensors
 from gesso.weights.infinity import filled, parse
@@ -60,7 +61,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowNano:
-    """A model's parts, float32 and in evaluation mode. `sizes` are (width, height) in pixels.
+    """A model's parts, in evaluation mode. `sizes` are (width, height) in pixels.
 
     `defaults` are fields of a request; `stride` the pixels along the edge of a latent cell; `digest` that of all files,
     "" where only the configuration was read.
@@ -77,15 +78,18 @@ class FlowNano:
     digest: str
 
 
-def load(folder: Path, *, weights: bool = True) -> FlowNano:
+def load(folder: Path, *, weights: bool = True, dtype: torch.dtype = torch.float32) -> FlowNano:
     """All parts of a folder. Without `weights` the networks have their shapes and lie on the meta device.
+
+    `dtype` is that of the network and the autoencoder; words are read in float32.
 
     Raises FileError for a configuration that is unusable, or whose parts do not fit each other; WeightsError for files
     that are damaged or fit no network; MissingError without diffusers.
     """
     config = read_config(folder)
     family = family_of(folder, config)
-    digest = manifest.verify(folder, FILES) if weights else ""
+    files = FILES + (infinite_you_nano.FILES if infinite_you_nano.paints_people(config) else ())
+    digest = manifest.verify(folder, files) if weights else ""
     network = parse(family.config, config.get("network"), folder)
     text = parse(WordEncoderConfig, config.get("text"), folder)
     autoencoder = parse(KLAutoencoderConfig, config.get("autoencoder"), folder)
@@ -96,9 +100,9 @@ def load(folder: Path, *, weights: bool = True) -> FlowNano:
         raise FileError(folder, f"its parts do not fit: {problem}", "export it again")
     return FlowNano(
         family=str(config["family"]),
-        network=_part(folder, "transformer", family.build, network, weights),
+        network=_part(folder, "transformer", family.build, network, weights, dtype),
         text=_part(folder, "text", WordEncoder, text, weights),
-        autoencoder=_part(folder, "autoencoder", kl_autoencoder.build, autoencoder, weights),
+        autoencoder=_part(folder, "autoencoder", kl_autoencoder.build, autoencoder, weights, dtype),
         stride=autoencoder.stride,
         shift=scheduler.shift,
         sizes=sizes,
@@ -135,12 +139,20 @@ def misfit(network: Any, text: WordEncoderConfig, autoencoder: KLAutoencoderConf
     return ""
 
 
-def _part(folder: Path, name: str, build: Callable[[Any], Any], config: Any, weights: bool) -> Any:
+def _part(
+    folder: Path, name: str, build: Callable[[Any], Any], config: Any, weights: bool, dtype: torch.dtype = torch.float32
+) -> Any:
     if not weights:
-        with torch.device("meta"):
+        with torch.device(META):
             return build(config).eval().requires_grad_(False)
     path = shared.part(folder, f"{name}.safetensors")
-    return filled(build, config, read_tensors(path), path)
+    kind = f"{build.__module__}.{build.__qualname__}"
+    return components.shared(path, kind, dtype, lambda: _made(build, config, path, dtype), config)
+
+
+def _made(build: Callable[[Any], Any], config: Any, path: Path, dtype: torch.dtype) -> nn.Module:
+    network = filled(build, config, read_tensors(path), path)
+    return nn.Module.to(network, dtype=dtype)  # their own warns of parts kept in float32: there are none
 
 
 def _sizes(folder: Path, found: object, multiple: int) -> tuple[tuple[int, int], ...]:

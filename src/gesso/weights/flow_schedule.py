@@ -7,13 +7,12 @@ arithmetic (`sampling/flow`, `sampling/schedulers`), the schedule of nano models
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gesso.errors import FileError
-from gesso.sampling.flow import shift_of_tokens
+from gesso.sampling.flow import FlowSchedule, shift_of_tokens
 from gesso.weights.configuration import read_config
 
 NAME = "scheduler_config.json"
@@ -48,6 +47,7 @@ _RANGES = {
     "base_image_seq_len": _Range(1, 1_000_000, whole=True),
     "max_image_seq_len": _Range(1, 1_000_000, whole=True),
 }
+_TERMINAL = _Range(0.0001, 0.5)
 # Fields of diffusers' class that may have one value each, which is what it takes where the field is absent.
 _FIXED: dict[str, object] = {
     "num_train_timesteps": 1000,
@@ -62,22 +62,17 @@ _FIXED: dict[str, object] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowSchedule:
-    """Bent by `shift`, or, with `use_dynamic_shifting`, by more for pictures of more tokens.
+class StretchedSchedule(FlowSchedule):
+    """One whose last step begins at `shift_terminal`, where that is given: all of it is stretched to end there."""
 
-    Names and defaults are those of diffusers' `FlowMatchEulerDiscreteScheduler`.
-    """
-
-    shift: float = 1.0
-    use_dynamic_shifting: bool = False
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    base_shift: float = 0.5
-    max_shift: float = 1.15
+    shift_terminal: float | None = None
 
 
-def read_schedule(folder: Path) -> FlowSchedule:
-    """The schedule of a model's `scheduler` folder.
+Schedule = TypeVar("Schedule", bound=FlowSchedule)
+
+
+def read_schedule(folder: Path, kind: type[Schedule] = FlowSchedule) -> Schedule:
+    """The schedule of a model's `scheduler` folder. `kind` has the fields that its family supports.
 
     Raises FileError that names the file, the field and its value for what is out of bounds or not supported.
     """
@@ -85,27 +80,32 @@ def read_schedule(folder: Path) -> FlowSchedule:
     if config.get("_class_name") != _CLASS:
         raise FileError(folder, f"holds diffusers' {config.get('_class_name')}, not {_CLASS}", _MENDED)
     path, values = folder / NAME, {name: value for name, value in config.items() if not name.startswith("_")}
-    known = {field.name for field in fields(FlowSchedule)}
+    known = {field.name for field in fields(kind)}
     if unknown := sorted(set(values) - known - set(_FIXED)):
         raise FileError(path, f"has unknown fields: {', '.join(unknown)}", "use a newer gesso")
     for name, wanted in _FIXED.items():
+        if name in known:
+            continue
         value = values.get(name, wanted)
         if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
             raise FileError(path, f"{name} {_shown(value)} is not {_shown(wanted)}", "no other is supported")
     for name, allowed in _RANGES.items():
         if name in values and not allowed.holds(values[name]):
             raise FileError(path, f"{name} {_shown(values[name])} is not {allowed}", _MENDED)
+    if (end := values.get("shift_terminal")) is not None and not _TERMINAL.holds(end):
+        raise FileError(path, f"shift_terminal {_shown(end)} is not null or {_TERMINAL}", _MENDED)
     if not isinstance(dynamic := values.get("use_dynamic_shifting", False), bool):
         raise FileError(path, f"use_dynamic_shifting {_shown(dynamic)} is not true or false", _MENDED)
-    return _bounded({name: value for name, value in values.items() if name in known}, path)
+    kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    try:
+        return _bounded(kind(**kept), path)
+    except ValueError as error:
+        raise FileError(path, str(error), _MENDED) from error
 
 
-def _bounded(values: Mapping[str, Any], path: Path) -> FlowSchedule:
+def _bounded(schedule: Schedule, path: Path) -> Schedule:
     """Whether the fields go together: the bend of the largest picture must be a number to calculate with."""
-    schedule = FlowSchedule(**values)
     few, many = schedule.base_image_seq_len, schedule.max_image_seq_len
-    if many <= few:
-        raise FileError(path, f"max_image_seq_len {many} is not above base_image_seq_len {few}", _MENDED)
     for tokens in (1, _MOST_TOKENS):
         bend = shift_of_tokens(
             tokens,

@@ -43,20 +43,25 @@ def foreign_file(path: Path) -> FileError | None:
 
     Raises FileError for a file that cannot be read.
     """
-    first = _read(path, _FIRST)
+    found = foreign(_read(path, _FIRST))
+    return None if found is None else FileError(path, *found)
+
+
+def foreign(first: bytes) -> tuple[str, str] | None:
+    """What a file is that begins so and is no safetensors, in words that follow its name, and the way out."""
     start = first.lstrip().lower()
     again = "fetch it again"
     if first.startswith(_LFS):
-        return FileError(path, "is a pointer of git-lfs, not the weights", f"run git lfs pull beside it, or {again}")
+        return "is a pointer of git-lfs, not the weights", f"run git lfs pull beside it, or {again}"
     if start.startswith(_PAGES):
-        return FileError(path, "is a web page, as a download that wants a login leaves it, not weights", again)
-    if first.startswith((*_PICKLES, _ZIP)):
-        problem = "is a pickle, which may hold code; nothing was executed"
-        return FileError(path, problem, "get the model as .safetensors")
+        return "is a web page, as a download that wants a login leaves it, not weights", again
+    # A safetensors file begins with the length of its header, which may look like a pickle's first bytes.
+    if first.startswith((*_PICKLES, _ZIP)) and first[_LENGTH : _LENGTH + 1] != b"{":
+        return "is a pickle, which may hold code; nothing was executed", "get the model as .safetensors"
     if first.startswith(b"GGUF"):
-        return FileError(path, "is GGUF, which is not read", "get the model as .safetensors")
+        return "is GGUF, which is not read", "get the model as .safetensors"
     if first.startswith((b"{", b"[")) and b"\0" not in first:
-        return FileError(path, "is JSON, not weights", again)
+        return "is JSON, not weights", again
     return None
 
 

@@ -74,7 +74,7 @@ def pull(entry: Entry, *, origin: HubName, revisions: Sequence[str], watcher: Wa
     """
     sources = _sources(entry, origin)
     wanted_revisions = _revisions(entry, [repository for _, repository in sources], revisions)
-    hub = connect(origin, entry.name)
+    hub = connect(origin, f"gesso models pull {entry.name}")
     folder = _own_folder(entry)
     with quiet(), _settled(), _alone(entry, watcher.wait):
         listings = [hub.listing(repository, revision) for repository, revision in wanted_revisions]

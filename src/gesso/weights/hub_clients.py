@@ -72,25 +72,27 @@ class Hub(Protocol):
         ...
 
 
-def connect(name: HubName, model: str) -> Hub:
+def connect(name: HubName, command: str, token: str | None = None) -> Hub:
     """The hub of that name. Raises MissingError where its client is not installed, RequestError where offline is set.
 
-    `model` is what is to be fetched, for errors.
+    `command` is what fetches once errors are mended; `token` is used instead of that of the settings.
     """
     settings = load_settings()
     variable = "HF_HUB_OFFLINE" if name == "huggingface" else ""
     if settings.offline or os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
         holder = "offline" if settings.offline else variable
-        way_out = f"the network was not touched; unset {holder} (gesso config), then: gesso models pull {model}"
-        raise RequestError("offline", True, f"off, as fetching {model} needs", way_out)
+        way_out = f"the network was not touched; unset {holder} (gesso config), then: {command}"
+        raise RequestError("offline", True, "off, as fetching needs", way_out)
     try:
         if name == "huggingface":
             import huggingface_hub  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-            return HuggingFace(settings.hf_token.get_secret_value() if settings.hf_token else None, model)
+            known = settings.hf_token.get_secret_value() if settings.hf_token else None
+            return HuggingFace(token or known, command)
         import modelscope_hub  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-        return ModelScope(settings.modelscope_token.get_secret_value() if settings.modelscope_token else None, model)
+        known = settings.modelscope_token.get_secret_value() if settings.modelscope_token else None
+        return ModelScope(token or known, command)
     except ImportError as error:
         extra = "diffusion" if name == "huggingface" else "modelscope"
         raise MissingError(f"the client of {name}", f"pip install 'gesso[{extra}]'") from error
@@ -103,13 +105,13 @@ class HuggingFace:
     with its headers and errors, and plain HTTP instead of xet.
     """
 
-    def __init__(self, token: str | None, model: str) -> None:
+    def __init__(self, token: str | None, command: str) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import build_hf_headers
 
         self._endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self._token = token or None  # None: what the library finds by itself (HF_TOKEN, `hf auth login`)
-        self._model = model
+        self._command = command
         self._api = HfApi(endpoint=self._endpoint, token=self._token)
         self._headers = build_hf_headers(token=self._token) | {"Accept-Encoding": "identity"}
         self.host = urlsplit(self._endpoint).netloc
@@ -128,12 +130,19 @@ class HuggingFace:
             )
         return Listing(repository=repository, revision=found.sha or revision or "main", files=files)
 
-    @contextmanager
-    def open(self, listing: Listing, name: str, start: int) -> Iterator[Answer]:
-        from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import hf_raise_for_status
+    def address(self, listing: Listing, name: str) -> tuple[str, str]:
+        """Where a file's bytes are, and the token that may be sent to this hub's own host for them, "" if none."""
+        from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(listing.repository, name, revision=listing.revision, endpoint=self._endpoint)
+        return url, str(self._headers.get("authorization", "")).removeprefix("Bearer ")
+
+    @contextmanager
+    def open(self, listing: Listing, name: str, start: int) -> Iterator[Answer]:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import hf_raise_for_status
+
+        url, _ = self.address(listing, name)
         headers = self._headers | ({"Range": f"bytes={start}-"} if start else {})
         with (
             self._told(listing.repository, listing.revision),
@@ -153,7 +162,7 @@ class HuggingFace:
         except GessoError:
             raise
         except errors.GatedRepoError as error:
-            raise _gated(repository, page, "hf_token", self._model) from error
+            raise _gated(repository, page, "hf_token", self._command) from error
         except errors.RevisionNotFoundError as error:
             raise RequestError("revision", revision, f"a revision of {repository}", f"see {page}/tree/main") from error
         except errors.RepositoryNotFoundError as error:
@@ -167,13 +176,13 @@ class HuggingFace:
 class ModelScope:
     """ModelScope, or what MODELSCOPE_ENDPOINT names, by `modelscope_hub`."""
 
-    def __init__(self, token: str | None, model: str) -> None:
+    def __init__(self, token: str | None, command: str) -> None:
         from modelscope_hub import HubApi, HubConfig
 
         # "" is no token: without one the client would read the pickled cookies of other programs.
         config = HubConfig(token=token or os.environ.get("MODELSCOPE_API_TOKEN", ""))
         self._api = HubApi(config)
-        self._model = model
+        self._command = command
         self._endpoint = self._api.legacy.endpoint
         self.host = urlsplit(self._endpoint).netloc
 
@@ -209,7 +218,7 @@ class ModelScope:
             raise
         except errors.PermissionDeniedError as error:
             page = f"{self._endpoint}/models/{repository}"
-            raise _gated(repository, page, "modelscope_token", self._model) from error
+            raise _gated(repository, page, "modelscope_token", self._command) from error
         except errors.NotExistError as error:
             raise RunError(
                 f"{repository} at revision {revision} is not to be found on {self.host}; see {self._endpoint}/models/"
@@ -227,12 +236,12 @@ def _begins(content_range: Any) -> int:
     return int(found[1]) if found else 0
 
 
-def _gated(repository: str, page: str, setting: str, model: str) -> MissingError:
+def _gated(repository: str, page: str, setting: str, command: str) -> MissingError:
     variable = f"GESSO_{setting.upper()}"
     return MissingError(
         f"leave to fetch {repository} (accept its licence at {page} and give a token of that account as the setting "
         f"{setting} or {variable})",
-        f"gesso models pull {model}",
+        command,
     )
 
 

@@ -14,7 +14,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from gesso.devices import META
 from gesso.errors import FileError, WeightsError
+from gesso.models import components
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from gesso.models.infinity.checkpoint import (
     autoencoder_state,
@@ -57,6 +59,11 @@ def load_word_encoder(folder: Path) -> WordEncoder:
 
 def load_published_transformer(path: Path, *, patchify: bool = False) -> InfinityTransformer:
     """A published transformer, a file or a folder of shards; its sizes are read off the tensors."""
+    kind = f"a published transformer{', patchified' if patchify else ''}"
+    return components.shared(path, kind, torch.float32, lambda: _published_transformer(path, patchify))
+
+
+def _published_transformer(path: Path, patchify: bool) -> InfinityTransformer:
     published = read_tensors(path, keys=("gpt_fsdp",))
     try:
         state = transformer_state(published)
@@ -68,6 +75,10 @@ def load_published_transformer(path: Path, *, patchify: bool = False) -> Infinit
 
 def load_published_tokenizer(path: Path) -> Autoencoder:
     """A published tokenizer (`vae` or `ema` in a `.pth`); its sizes are read off the tensors."""
+    return components.shared(path, "a published tokenizer", torch.float32, lambda: _published_tokenizer(path))
+
+
+def _published_tokenizer(path: Path) -> Autoencoder:
     published = read_tensors(path, keys=("vae", "ema"))
     try:
         state = autoencoder_state(published)
@@ -101,13 +112,14 @@ def _reason(error: Exception) -> str:
 
 def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config: Config) -> Network:
     path = shared.part(folder, f"{part}.safetensors")
-    return filled(make, config, read_tensors(path), path)
+    kind = f"{make.__module__}.{make.__qualname__}"
+    return components.shared(path, kind, torch.float32, lambda: filled(make, config, read_tensors(path), path), config)
 
 
 def filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
     """The network in float32 and evaluation mode, filled without making its memory twice."""
     try:
-        with torch.device("meta"):
+        with torch.device(META):
             network = make(config)
     except _UNUSABLE as error:
         raise WeightsError(source, detail=f"its sizes make no network ({_reason(error)})") from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gesso.errors import WeightsError
 from gesso.files import inside
+from gesso.weights import digests
 from gesso.weights.checksums import Findings
 
 NAME = "manifest.json"
@@ -39,7 +40,7 @@ def make(folder: Path, shared: Mapping[str, str] | None = None) -> dict[str, dic
     paths = own | {name: shared_path(digest) for name, digest in shared.items()}
     listed: dict[str, dict[str, object]] = {}
     for name, path in sorted(paths.items()):
-        listed[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        listed[name] = {"bytes": path.stat().st_size, "sha256": digests.sha256(path)}
         if name in shared:
             listed[name]["shared"] = True
     return listed
@@ -61,12 +62,12 @@ def names(folder: Path) -> tuple[str, ...]:
 
 
 def verify(folder: Path, names: tuple[str, ...]) -> str:
-    """Check these files against the manifest and return one digest for all of them.
+    """Check these files against the manifest and return one digest for all of them. A file's own is computed once.
 
     Raises WeightsError that names each file that is missing, short or altered.
     """
     wanted = _wanted(folder, names)
-    problems = [f"{file.name} {problem}" for file in wanted if (problem := file.problem())]
+    problems = [f"{file.name} {problem}" for file in wanted if (problem := file.problem(digests.sha256))]
     if problems:
         raise WeightsError(folder, detail="; ".join(problems))
     return hashlib.sha256("".join(file.sha256 for file in wanted).encode()).hexdigest()
@@ -74,7 +75,7 @@ def verify(folder: Path, names: tuple[str, ...]) -> str:
 
 def findings(folder: Path, names: tuple[str, ...], *, contents: bool) -> Findings:
     """The same as an answer; without `contents` files only have to be there, and as long as they should be."""
-    problems = {file.name: file.problem(contents=contents) for file in _wanted(folder, names)}
+    problems = {file.name: file.problem(sha256 if contents else None) for file in _wanted(folder, names)}
     missing = tuple(name for name, problem in problems.items() if problem == _MISSING)
     return Findings(
         missing=missing, altered=tuple(n for n, problem in problems.items() if problem and n not in missing)
@@ -90,13 +91,13 @@ class _Listed:
     size: int
     sha256: str
 
-    def problem(self, *, contents: bool = True) -> str:
-        """What is wrong with it, "" if nothing is."""
+    def problem(self, digest: Callable[[Path], str] | None) -> str:
+        """What is wrong with it, "" if nothing is; without `digest` its content is not looked at."""
         if not self.path.is_file():
             return _MISSING
         if self.path.stat().st_size != self.size:
             return f"has {self.path.stat().st_size} bytes, not {self.size}"
-        if contents and sha256(self.path) != self.sha256:
+        if digest is not None and digest(self.path) != self.sha256:
             return "was altered"
         return ""
 

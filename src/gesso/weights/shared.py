@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gesso.errors import FileError, WeightsError
 from gesso.files import ready_folder, written_aside
-from gesso.weights import manifest
+from gesso.weights import digests, manifest
 from gesso.weights.configuration import read_config
 
 PARTS = ("text.safetensors", "autoencoder.safetensors", "tokenizer.safetensors")
@@ -40,7 +40,7 @@ def part(folder: Path, name: str) -> Path:
     path = manifest.shared_path(digest)
     if not path.is_file():
         raise FileError(path, f"is missing, which {folder.name} shares as {name}", "install gesso again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if digests.sha256(path) != digest:
         raise WeightsError(path, detail="was altered: its digest is not its name; install gesso again")
     return path
 

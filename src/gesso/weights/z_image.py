@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gesso.errors import FileError, MissingError
+from gesso.models import components
 from gesso.models.diffusers_parts import INSTALL
 from gesso.models.qwen_text import QwenText, build, is_left_out, plain_names
 from gesso.models.s3dit.config import S3DiTConfig
@@ -26,6 +27,7 @@ from gesso.weights.infinity import parse
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import Qwen3Model
 
 PICTURE_PARTS = ("siglip", "siglip_processor")
 
@@ -72,10 +74,16 @@ def load_text(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Qwen
     check_tokenizer(tokenizer, own, config.vocab_size, pads=False)
     if not weights:
         return QwenText(network.to(dtype), tokenizer)  # pyright: ignore[reportArgumentType]
-    state = plain_names(read_tensors(part, dtype=dtype, pickles=False))
-    kept = {name: value for name, value in state.items() if not is_left_out(name, config.num_hidden_layers)}
-    fill(network, kept, part)
-    return QwenText(network.eval().requires_grad_(False), tokenizer)
+    layers = config.num_hidden_layers
+    held = components.shared(part, "Qwen3 without its last layer", dtype, lambda: _filled(network, part, dtype, layers))
+    return QwenText(held, tokenizer)
+
+
+def _filled(network: Qwen3Model, part: Path, dtype: torch.dtype, layers: int) -> Qwen3Model:
+    """The network with the tensors of its folder, those of so many layers aside that it has no place for."""
+    state = plain_names(read_tensors(part, dtype=dtype, pickles=False, later=True))
+    fill(network, {name: value for name, value in state.items() if not is_left_out(name, layers)}, part)
+    return network.eval().requires_grad_(False)
 
 
 def load_pictures(folder: Path, dtype: torch.dtype) -> SiglipPictures | None:

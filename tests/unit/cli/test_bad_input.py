@@ -59,7 +59,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("a star", "--name", "../{index}"), ("name", "../{index}", "--output")),
         (("a star", "--name", "{width}"), ("name", "{width}", "{slug}")),
         (("a star", "--format", "gif"), ("--format", "gif", "png")),
-        (("a star", "--file-quality", "50"), ("file_quality", "50", "webp or jpeg")),
+        (("a star", "--file-quality", "50"), ("file_quality", "50", "webp, jpeg or mp4")),
         (("a star", "--format", "jpeg", "--file-quality", "0"), ("file_quality", "0", "1 to 100")),
         (("a star", "--json", "--quiet"), ("--json", "--quiet")),
         (("@none.txt",), ("none.txt", "no such file")),
@@ -226,7 +226,7 @@ def test_config_names_every_source(capsys: pytest.CaptureFixture[str], monkeypat
 def test_doctor_reports_every_topic(capsys: pytest.CaptureFixture[str]) -> None:
     findings = [json.loads(line) for line in call(capsys, "doctor", "--json").out.splitlines()]
     topics = {finding["topic"] for finding in findings}
-    assert topics == {"versions", "devices", "memory", "attention", "extras", "files"}
+    assert topics == {"versions", "devices", "memory", "attention", "compiling", "extras", "files"}
     answers = {finding["what"]: finding["answer"] for finding in findings}
     assert answers["diffusion"] == "installed" or "pip install 'gesso[diffusion]'" in answers["diffusion"]
     assert answers["mps"] in ("none", "present, untested by this project")

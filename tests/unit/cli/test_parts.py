@@ -11,7 +11,7 @@ from PIL import Image
 from gesso.cli.names import DEFAULT_TEMPLATE, check_template, picture_name, slug
 from gesso.cli.options import check_fields, drawn_seed, request_fields
 from gesso.cli.prompts import read_prompts
-from gesso.cli.show import DIFFERENT, EQUAL, WITHIN, compare_pictures
+from gesso.cli.show import DIFFERENT, EQUAL, WITHIN, compare_frames
 from gesso.errors import FileError, RequestError
 
 
@@ -144,11 +144,11 @@ def test_drawn_seeds_are_seeds() -> None:
 def test_verdicts(difference: int, verdict: str) -> None:
     old, new = Image.new("RGB", (8, 8), (100, 100, 100)), Image.new("RGB", (8, 8), (100, 100, 100))
     new.putpixel((3, 3), (100, 100 + difference, 100))
-    compared = compare_pictures(new, old)
+    compared = compare_frames([new], [old])
     assert compared.verdict == verdict
     assert compared.largest == difference
     assert str(compared) == (f"equal within {difference}/255" if verdict == WITHIN else verdict)
 
 
 def test_other_sizes_are_different() -> None:
-    assert compare_pictures(Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))).verdict == DIFFERENT
+    assert compare_frames([Image.new("RGB", (8, 8))], [Image.new("RGB", (8, 9))]).verdict == DIFFERENT

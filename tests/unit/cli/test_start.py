@@ -20,17 +20,27 @@ from tests.unit.cli.running import call
 GENERATE_OPTIONS = {
     *("--negative", "--model", "--width", "--height", "--num-images", "--seed", "--guidance", "--guidance-layer"),
     *("--steps", "--scheduler", "--true-guidance", "--guidance-normalization", "--guidance-truncation"),
-    *("--temperature", "--top-k", "--top-p", "--init-image", "--init-strength"),
-    *("--deterministic", "--no-deterministic"),
-    *("--size", "--aspect", "--megapixels"),
+    *("--temperature", "--top-k", "--top-p", "--init-image", "--init-strength", "--mask"),
+    *(
+        "--identity",
+        "--identity-strength",
+        "--identity-start",
+        "--identity-end",
+        "--identity-pose",
+        "--identity-variant",
+    ),
+    *("--min-likeness", "--tries"),
+    *("--deterministic", "--no-deterministic", "--cache", "--quality"),
+    *("--size", "--aspect", "--megapixels", "--frames", "--fps"),
     *("--output", "-o", "--name", "--format", "--file-quality", "--metadata", "--no-metadata", "--resume"),
-    *("--device", "--json", "--quiet", "--open", "--help", "-h"),
+    *("--device", "--dtype", "--memory", "--attention", "--compile", "--no-compile"),
+    *("--json", "--quiet", "--open", "--help", "-h"),
 }
 OTHER_OPTIONS = {
     "show": {"--json"},
     "rerun": {"--output", "-o", "--device", "--json", "--quiet"},
     "train": {"--output", "-o", "--set", "--resume", "--json"},
-    "demo": {"--output", "-o", "--device", "--json"},
+    "demo": {"--output", "-o", "--device", "--dtype", "--memory", "--json"},
     "doctor": {"--json"},
     "config": {"--json"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +40,12 @@ def test_what_needs_a_gpu_is_refused_on_the_cpu(name: str) -> None:
         attention.check(name, "mps")
 
 
-def test_what_is_refused_is_refused_before_weights_are_read(tiny_infinity: Path) -> None:
-    for weights in tiny_infinity.glob("*.safetensors"):
+def test_what_is_refused_is_refused_before_weights_are_read(tiny_infinity: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_infinity, tmp_path / "model")
+    for weights in model.glob("*.safetensors"):
         weights.write_bytes(b"no weights")
     with pytest.raises(RequestError, match="usable on cpu"):
-        load_pipeline(str(tiny_infinity), "cpu", acceleration=Acceleration(attention="flash"))
+        load_pipeline(str(model), "cpu", acceleration=Acceleration(attention="flash"))
 
 
 def test_flex_is_for_what_is_compiled() -> None:

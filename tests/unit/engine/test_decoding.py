@@ -27,7 +27,7 @@ class Filming(NumericPipeline):
     problem: Exception | None = None
 
     def preview(self, state: Vector) -> list[Image.Image]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return [super(Filming, self).preview(state)] * 2
+        return [super().preview(state)] * 2
 
     def decode(self, states: Sequence[Vector]) -> Iterator[Output | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         for state, output in zip(list(states), super().decode(states), strict=True):

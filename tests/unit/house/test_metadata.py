@@ -71,7 +71,7 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], None], *, seal: bo
         pixels = image.copy()
     change(data)
     if seal:
-        data = metadata.sealed(data, pixels)
+        data = metadata.sealed(data, metadata.pixels_digest(pixels))
     text = PngInfo()
     text.add_itxt("gesso", json.dumps(data))
     pixels.save(path, pnginfo=text)
@@ -187,8 +187,8 @@ def test_digest_tells_pictures_apart() -> None:
 def test_the_starting_picture_is_remembered_by_digest(tmp_path: Path) -> None:
     start = tmp_path / "start.png"
     make_picture().save(start)
-    record = make_record(init_image=str(start), init_strength=0.5)
-    assert record["init_image"] == metadata.file_digest(start)
+    record = make_record(init_image=str(start), init_strength=0.5, mask=str(start))
+    assert record["init_image"] == record["mask"] == metadata.file_digest(start)
 
 
 def test_request_defaults_survive() -> None:

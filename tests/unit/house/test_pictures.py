@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gesso import pictures
 from gesso.errors import FileError
 from gesso.pictures import read_pixels
 
@@ -40,3 +42,24 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         with warnings.catch_warnings(), pytest.raises(FileError, match=r"large\.png: cannot be read"):
             read_pixels(tmp_path / "large.png")
+
+
+def test_a_hundred_megapixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(FileError, match=r"huge\.png: cannot be read: it has more than 67 megapixels; make it smaller"):
+        read_pixels(tmp_path / "huge.png")
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.png").write_text("a shopping list", encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")  # Pillow reads it by starting another program
+    for name in ("notes.png", "page.eps"):
+        with pytest.raises(FileError, match=f"{name}: is no picture that can be read; use a png, webp or jpeg"):
+            read_pixels(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FileError, match=r"pipe\.png: is no plain file"):
+        read_pixels(tmp_path / "pipe.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "heavy.png")
+    monkeypatch.setattr(pictures, "LARGEST_FILE", 16)
+    with pytest.raises(FileError, match=r"heavy\.png: is larger than 0 MiB; make it smaller"):
+        read_pixels(tmp_path / "heavy.png")

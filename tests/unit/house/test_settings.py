@@ -1,5 +1,6 @@
 """Which source of a setting wins, and that a bad one is named with its source."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from gesso.settings import explain_settings, load_settings
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("GESSO_HOME", "GESSO_DEVICE", "GESSO_OUTPUT", "GESSO_OFFLINE", "XDG_CACHE_HOME"):
+    given = [name for name in os.environ if name.startswith("GESSO_")]
+    for name in (*given, "ZIMAGE_ATTENTION", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "work").mkdir()
@@ -55,3 +57,17 @@ def test_bad_value_names_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GESSO_OFFLINE", "perhaps")
     with pytest.raises(RequestError, match="environment GESSO_OFFLINE"):
         load_settings()
+
+
+def test_z_images_own_variable_names_the_kernel_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"native": "sdpa", "_native_flash": "sdpa", "_native_math": "math", "_flash_3": "flash3", "sage": "sage"}
+    for theirs, ours in names.items():
+        monkeypatch.setenv("ZIMAGE_ATTENTION", theirs)
+        assert load_settings().attention == ours
+    sources = {setting.name: setting.source for setting in explain_settings()}
+    assert (sources["attention"], sources["dtype"]) == ("environment ZIMAGE_ATTENTION", "default")
+    Path("gesso.toml").write_text('attention = "cudnn"\n')
+    assert load_settings().attention == "sage"
+    monkeypatch.setenv("GESSO_ATTENTION", "math")
+    assert load_settings().attention == "math"
+    assert load_settings({"attention": "sdpa"}).attention == "sdpa"

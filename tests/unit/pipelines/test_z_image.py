@@ -15,9 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from gesso.pipelines.z_image import ZImagePipeline, to_uint8
-from gesso.pipelines.z_image_state import EDIT, ShiftRule, ZImageState
+from gesso.pipelines.z_image_state import EDIT, ZImageState
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import complete, euler_step, guide_velocity, linear_sigmas, share_of_way, static_shift
+from gesso.sampling.flow import (
+    FlowSchedule,
+    complete,
+    euler_step,
+    guide_velocity,
+    linear_sigmas,
+    share_of_way,
+    static_shift,
+)
 from tests.oracle import run_plainly
 from tests.tiny_z_image import DEFAULTS, editing_network, tiny_pipeline, tiny_text
 
@@ -255,7 +263,7 @@ def test_large_pictures_are_reduced_before_they_are_edited(editor: ZImagePipelin
 
 
 def test_a_dynamic_shift_goes_by_the_size() -> None:
-    pipeline = tiny_pipeline(shift=ShiftRule(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=16))
+    pipeline = tiny_pipeline(shift=FlowSchedule(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=16))
     small, large = (pipeline.planner.sigmas(pipeline.plan(ask(width=side, height=side)).request) for side in (32, 64))
     for sigmas, mu in ((small, 0.5), (large, 1.15)):
         expected = [math.exp(mu) / (math.exp(mu) + 1 / u - 1) for u in (1.0, 0.75, 0.5, 0.25)]
@@ -273,7 +281,7 @@ def test_previews_show_where_it_goes(pipeline: ZImagePipeline) -> None:
         transformer=pipeline.transformer,
         autoencoder=pipeline.autoencoder,
         text=pipeline.text,
-        shift=ShiftRule(),
+        shift=FlowSchedule(shift=3.0),
         defaults=DEFAULTS,
         name="tiny",
         digest="",
@@ -306,6 +314,7 @@ def test_pixels_are_rounded_to_the_nearest() -> None:
 def test_half_precision_is_the_networks_alone() -> None:
     pipeline = tiny_pipeline()
     pipeline.transformer.to(torch.bfloat16)
+    pipeline.dtype = torch.bfloat16
     state = alone(pipeline, ask())
     assert (pipeline.dtype, state.latent_C1hw.dtype) == (torch.bfloat16, torch.float32)
     assert state.latent_C1hw.isfinite().all()

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gesso.errors import FileError, RequestError
 from gesso.pipelines.z_image import ZImagePipeline
-from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule
+from gesso.pipelines.z_image_state import BASE, EDIT, TURBO
 from gesso.request import GenerationRequest
+from gesso.sampling.flow import FlowSchedule
 from tests.tiny_z_image import DEFAULTS, tiny_pipeline, tiny_text
 
 
@@ -137,6 +138,16 @@ def test_what_is_cut_is_quoted(pipeline: ZImagePipeline) -> None:
     assert 'cut off: "' in _warned(spelled, prompt="a" * 23 + " blue ring")
 
 
+def test_what_is_cut_of_a_prompt_about_a_picture_is_what_its_piece_has_no_room_for(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "given.png")
+    editor = tiny_pipeline(replace(EDIT, width=64, height=64), text=tiny_text(length=30))
+    marked, asked = 1 + len("user\n"), 1  # tokens before the prompt, without a picture and with one
+    for before, given in ((marked, {}), (asked, {"init_image": str(tmp_path / "given.png")})):
+        assert 'cut off: "ring"' in _warned(editor, prompt="a" * (30 - before) + "ring", **given)
+    shape = editor.planner._shape("ab", (64, 64))
+    assert shape.captions[1] == 1 + len("ab") + 1 + len("\n") + 1 + len("assistant\n") + 1
+
+
 @pytest.mark.parametrize("fields", [{}, {"guidance": 0.0}, {"guidance": (3.0, 0.0, 3.0, 1.0), "negative": "blue"}])
 def test_costs_add_up(pipeline: ZImagePipeline, fields: dict[str, object]) -> None:
     plan = pipeline.plan(ask(seed=1, **fields))
@@ -171,7 +182,7 @@ def test_it_plans_without_weights() -> None:
         transformer=tiny_pipeline().transformer.to("meta"),
         autoencoder=tiny_pipeline().autoencoder.to("meta"),  # pyright: ignore[reportArgumentType]
         text=real.text,
-        shift=ShiftRule(),
+        shift=FlowSchedule(shift=3.0),
         defaults=DEFAULTS,
         name="tiny",
         digest="",
@@ -182,4 +193,4 @@ def test_it_plans_without_weights() -> None:
 def test_shifts_that_make_no_schedule_are_refused() -> None:
     for values in ({"shift": 0.0}, {"shift": math.nan}, {"base_image_seq_len": 10, "max_image_seq_len": 10}):
         with pytest.raises(ValueError, match="is not above"):
-            ShiftRule(**values)  # pyright: ignore[reportArgumentType]
+            FlowSchedule(**values)  # pyright: ignore[reportArgumentType]

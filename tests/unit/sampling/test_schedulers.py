@@ -80,6 +80,24 @@ def test_unknown_names_list_the_known() -> None:
         check_name(name, from_picture=False)
 
 
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+@pytest.mark.parametrize("steps", [2, 9])
+def test_a_stretched_schedule_ends_where_it_is_said(name: str, steps: int) -> None:
+    _, timesteps_N = make_scheduler(name, {**DYNAMIC, "shift_terminal": 0.02}, steps=steps, tokens=16)
+    assert len(timesteps_N) == steps
+    assert timesteps_N[0] >= 999 and round(float(timesteps_N[-1]), 3) in (20, 19)  # UniPC has whole timesteps
+
+
+def test_what_cannot_be_stretched_is_refused() -> None:
+    config = {**DYNAMIC, "shift_terminal": 0.02}
+    with pytest.raises(RequestError, match=r"is not one that ends where this model's does; one of: euler, unipc$"):
+        make_scheduler("heun", config, steps=4, tokens=16)
+    with pytest.raises(RequestError, match=r"one of: euler$"):
+        check_name("unipc", from_picture=True, stretched=True)
+    with pytest.raises(RequestError, match="steps 1 is not at least 2"):
+        make_scheduler("euler", config, steps=1, tokens=16)
+
+
 def test_noise_is_never_drawn_elsewhere() -> None:
     """A model's own setting that would draw from the global generator is put aside."""
     before = torch.get_rng_state()

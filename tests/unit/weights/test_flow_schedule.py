@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gesso.errors import FileError
-from gesso.weights.flow_schedule import FlowSchedule, read_schedule
+from gesso.sampling.flow import FlowSchedule
+from gesso.weights.flow_schedule import StretchedSchedule, read_schedule
 
 CLASS = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.36.0"}
 
@@ -27,6 +28,12 @@ def test_what_diffusers_writes_is_read(tmp_path: Path) -> None:
 
 def test_what_is_absent_is_as_in_diffusers(tmp_path: Path) -> None:
     assert read_schedule(_folder(tmp_path, {})) == FlowSchedule()
+
+
+def test_an_end_above_zero_where_a_family_has_one(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"shift_terminal": 0.02})
+    assert read_schedule(folder, StretchedSchedule) == StretchedSchedule(shift_terminal=0.02)
+    assert read_schedule(_folder(tmp_path, {}), StretchedSchedule) == StretchedSchedule(shift_terminal=None)
 
 
 @pytest.mark.parametrize(

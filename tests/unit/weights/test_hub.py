@@ -87,7 +87,9 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def pull(
     origin: HubName = "huggingface", revision: str | None = None, watcher: Silent | None = None, name: str = MODEL
 ) -> Pulled:
-    return hub.pull(catalogue.find(name), origin=origin, revision=revision, watcher=watcher or Silent())
+    return hub.pull(
+        catalogue.find(name), origin=origin, revisions=[revision] if revision else (), watcher=watcher or Silent()
+    )
 
 
 def folder() -> Path:
@@ -308,6 +310,32 @@ def test_infinity_comes_from_two_repositories(loopback: Hub) -> None:
         "manifest.json", "infinity_2b_reg.pth", "infinity_vae_d32_reg.pth",
         "flan-t5-xl/config.json", "flan-t5-xl/spiece.model", "flan-t5-xl/model.safetensors",
     }  # fmt: skip
+
+
+def test_a_revision_is_that_of_a_repository(loopback: Hub) -> None:
+    """Said of one of several by name; where nothing is said, the catalogue's entry has the word."""
+    weights = {"infinity_2b_reg.pth": b"a" * 1000, "infinity_vae_d32_reg.pth": b"b" * 100}
+    text = {"config.json": b"{}", "spiece.model": b"s", "model.safetensors": b"t" * 10}
+    loopback.repositories = {"FoundationVision/Infinity": weights, "google/flan-t5-xl": text}
+    pull(name="infinity-2b", revision=f"google/flan-t5-xl={COMMIT}")
+    asked = [one.path for one in loopback.asked if "/revision/" in one.path]
+    assert any(f"google/flan-t5-xl/revision/{COMMIT}" in path for path in asked)
+    assert not any("Infinity/revision/0" in path for path in asked)
+    for said in ("v1", "=v1", "google/flan-t5-xl=", "somebody/else=v1"):
+        with pytest.raises(RequestError, match=r"say FoundationVision/Infinity=REVISION or google/flan-t5-xl=REVISION"):
+            pull(name="infinity-2b", revision=said)
+    with pytest.raises(RequestError, match="revision"):
+        pull(name="infinity-2b", revision="google/flan-t5-xl=none")
+
+    home = folder().parents[1]
+    loopback.repositories = {"me/tuned": repository()}
+    entry = '[models.tuned]\nfamily = "z-image"\nlayout = "diffusers"\n'
+    entry += 'sources = [{ repository = "me/tuned", revision = "%s" }]'
+    (home / "models.toml").write_text(entry % COMMIT)
+    assert pull(name="tuned").revisions == (("me/tuned", COMMIT),)
+    (home / "models.toml").write_text(entry % "none")
+    with pytest.raises(RequestError, match="revision"):
+        pull(name="tuned")
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])

@@ -226,6 +226,18 @@ def test_long_prompts_are_cut_where_the_network_stops() -> None:
     torch.testing.assert_close(*text.features([fits, f"{fits} star"]), atol=1e-5, rtol=0)
 
 
+def test_long_prompts_about_a_picture_are_cut_where_their_piece_is() -> None:
+    marks = 1 + 1 + len("\n") + 1 + len("assistant\n") + 1
+    for length in range(marks + 8, marks + 12):  # about one that just fits
+        text, prompt = tiny_text(length=length), "a red star"
+        _, asked, _ = text.pieces(prompt, 1)
+        assert (len(asked), text.count(prompt, 1)) == (min(marks + 10, length), marks + 10)
+    text = tiny_text(length=8)
+    assert text.cut("a red star", 1) == "tar"
+    torch.testing.assert_close(text.pieces("a red star", 1)[1], text.pieces("a red sky", 1)[1], atol=1e-5, rtol=0)
+    assert text.cut("a red star", 1) != text.cut("a red star")
+
+
 def test_pieces_about_pictures() -> None:
     text = tiny_text()
     assert [len(text.pieces("a star", pictures)) for pictures in (0, 1, 2)] == [1, 3, 4]
@@ -307,7 +319,7 @@ def test_an_editing_models_pictures_are_strict_too(editing: Path, tmp_path: Path
             load_pictures(copied, torch.float32)
     config.write_text(text, "utf-8")
     path.write_bytes(content[:-50])
-    with pytest.raises(WeightsError, match="can be read"):
+    with pytest.raises(WeightsError, match="truncated"):
         load_pictures(copied, torch.float32)
     path.write_bytes(content)
     rewrite(path, lambda state: state.update(extra=torch.zeros(1)))

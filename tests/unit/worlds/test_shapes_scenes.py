@@ -76,14 +76,14 @@ def test_each_kind_keeps_its_promises(seed: int) -> None:
 def test_scenes_never_change() -> None:
     # A changed digest means that old models were trained on another world: then raise their version, and say so.
     text = repr([scene(seed) for seed in range(200)] + [training_scene(seed) for seed in range(200)])
-    assert sha256(text.encode()).hexdigest() == "fde30880ab5f5b269c1892ed3df2299d9be5b441ba9788c4fa6f149aa520b2f2"
+    assert sha256(text.encode()).hexdigest() == "7d5d95d26c4bee8e776a78b3dc8a102a58ec67fc5e7b0083b0ab3f4fc246c9e2"
 
 
 def test_training_never_holds_a_held_out_combination() -> None:
     drawn = [training_scene(seed) for seed in range(20_000)]
     assert not any(is_held_out(one) for one in drawn)
     kinds = [one.kind for one in drawn]
-    assert [round(kinds.count(kind) / len(kinds), 1) for kind in ("single", "pair", "count")] == [0.3, 0.5, 0.2]
+    assert [round(kinds.count(kind) / len(kinds), 1) for kind in ("single", "pair", "count")] == [0.4, 0.5, 0.1]
 
 
 def test_training_rejects_few_scenes() -> None:

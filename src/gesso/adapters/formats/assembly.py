@@ -18,6 +18,7 @@ from torch import Tensor
 from gesso.adapters.formats.classification import kind_of
 from gesso.adapters.formats.deltas import Delta, Kind
 from gesso.adapters.formats.places import Rows, Shape, Source, Target
+from gesso.devices import META
 
 
 class MisfitError(Exception):
@@ -178,7 +179,7 @@ def _checked(group: Group, source: Source, kind: Kind, tensors: dict[str, Tensor
         raise MisfitError(f"{group.name} has rank 0, or tensors that are no matrices")
     shape = _shape(source)
     try:
-        ghosts = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+        ghosts = {name: torch.empty(tensor.shape, device=META) for name, tensor in tensors.items()}
         made = Delta(kind, Shape(0, 0), ghosts).unshaped()
     except (RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{name} {_show(tensor)}" for name, tensor in tensors.items())

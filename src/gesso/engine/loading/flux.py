@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gesso.engine.loading import infinite_you
 from gesso.engine.loading.build import Build
 from gesso.errors import FileError
 from gesso.models.diffusers_parts import flux_transformer
@@ -58,7 +59,8 @@ def _put_together(entry: Entry, build: Build) -> FluxPipeline:
         check_shards(folder / part)
     text = load_flux_text(folder, dtype=dtype, length=length, weights=weights)
     _check_fit(folder, values, autoencoder.config, text)
-    build.place({"text_encoder": text, "transformer": transformer, "autoencoder": autoencoder})
+    encoders = {"text_encoder": text.clip, "text_encoder_2": text.t5}
+    build.place({**encoders, "transformer": transformer, "autoencoder": autoencoder})
     return FluxPipeline(
         transformer=transformer,
         autoencoder=autoencoder,
@@ -67,6 +69,9 @@ def _put_together(entry: Entry, build: Build) -> FluxPipeline:
         defaults=_defaults(entry, distilled=not values["guidance_embeds"]),
         name=entry.name,
         digest=digest(files_of(folder, entry.files)) if weights else "",
+        guest=infinite_you.guest(build, values),
+        device=build.device,
+        dtype=dtype,
     )
 
 

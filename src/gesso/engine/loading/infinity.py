@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gesso.devices import META
 from gesso.engine.loading.build import Build
 from gesso.errors import FileError, RequestError
+from gesso.models import components
 from gesso.models.flan_t5 import FlanT5
 from gesso.models.infinity.autoencoder import Autoencoder, AutoencoderConfig
 from gesso.models.infinity.scales import ScaleSchedule, pixel_sizes
@@ -36,25 +38,31 @@ from gesso.weights.infinity import (
 )
 
 
-def _planner(entry: Entry) -> Pipeline:
+def _planner(entry: Entry, build: Build) -> Pipeline:
     """A pipeline of our trainers' layout that can plan and nothing else: no weights are read."""
     config = read_config(entry.folder)
-    with torch.device("meta"):
+    with torch.device(META):
+        transformer = InfinityTransformer(parse(InfinityConfig, config.get("network"), entry.folder))
+        autoencoder = Autoencoder(parse(AutoencoderConfig, config.get("tokenizer"), entry.folder))
+        text = WordEncoder(parse(WordEncoderConfig, config.get("text"), entry.folder))
+        _place(build, transformer, autoencoder, text)
         return InfinityPipeline(
-            transformer=InfinityTransformer(parse(InfinityConfig, config.get("network"), entry.folder)),
-            autoencoder=Autoencoder(parse(AutoencoderConfig, config.get("tokenizer"), entry.folder)),
-            text=WordEncoder(parse(WordEncoderConfig, config.get("text"), entry.folder)),
+            transformer=transformer,
+            autoencoder=autoencoder,
+            text=text,
             schedules=_schedules(entry.folder),
             defaults=_defaults(entry),
             name=entry.name,
             digest="",
+            device=build.device,
+            dtype=build.dtype,
         )
 
 
 def load_own(entry: Entry, build: Build) -> Pipeline:
     """A model of our trainers' layout; without weights it can plan and nothing else."""
     if not build.weights:
-        return _planner(entry)
+        return _planner(entry, build)
     folder = entry.folder
     digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
     transformer, autoencoder, text = load_transformer(folder), load_tokenizer(folder), load_word_encoder(folder)
@@ -69,6 +77,8 @@ def load_own(entry: Entry, build: Build) -> Pipeline:
         defaults=defaults,
         name=entry.name,
         digest=digests,
+        device=build.device,
+        dtype=build.dtype,
     )
 
 
@@ -89,12 +99,16 @@ def load_published(entry: Entry, build: Build) -> Pipeline:
         defaults=_defaults(entry),
         name=entry.name,
         digest=digest(files),
+        device=build.device,
+        dtype=build.dtype,
     )
 
 
 def _place(build: Build, transformer: InfinityTransformer, autoencoder: Autoencoder, text: nn.Module) -> None:
-    transformer.cast_blocks(build.dtype)
-    autoencoder.cast(build.dtype)
+    if not components.is_placed(transformer):
+        transformer.cast_blocks(build.dtype)
+    if not components.is_placed(autoencoder):
+        autoencoder.cast(build.dtype)
     build.place({"text_encoder": text, "transformer": transformer, "autoencoder": autoencoder})
 
 

@@ -6,7 +6,7 @@ Not here: names and places (`weights/catalogue`), strictness (`weights/z_image`)
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.packing import padded
 from gesso.models.siglip_pictures import SiglipPictures
 from gesso.pipelines.z_image import ZImagePipeline
-from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ShiftRule, ZImageDefaults
+from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ZImageDefaults
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.files import digest, files_of
@@ -44,7 +44,7 @@ def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
     if called not in _PIPELINES:
         wanted = f"one of {', '.join(_PIPELINES)} is wanted"
         raise FileError(folder, f"holds diffusers' {called}, not a Z-Image", wanted)
-    shift = ShiftRule(**asdict(read_schedule(folder / "scheduler")))
+    shift = read_schedule(folder / "scheduler")
     parts = _picture_parts(folder)
     transformer = load_transformer(folder, dtype, weights=weights)
     autoencoder = load_autoencoder(folder, weights=weights)
@@ -63,6 +63,8 @@ def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
         name=entry.name,
         digest=digest(files_of(folder, (*entry.files, *parts))) if weights else "",
         pictures=pictures,
+        device=build.device,
+        dtype=dtype,
     )
 
 

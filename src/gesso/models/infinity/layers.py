@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gesso.models.attention import Attending
 from gesso.models.infinity.cache import KeyValueCache
 from gesso.models.infinity.rotary import Turns, rotate
 
 _MAX_LOG_SCALE = 4.605170185988092  # log 100
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Attending):
     """Attention with unit queries and keys, rotated; a learned factor a head scales the queries.
 
     The published code scales before it rotates; the two commute.
@@ -33,7 +34,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BnC: Tensor, rotary: Turns | None, past: KeyValueCache.Layer | Tensor | None) -> Tensor:
         """`past` is the cache while generating, the mask of scales while training, None for full attention."""
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv_Bn3HD = F.linear(x_BnC.to(self.qkv.weight.dtype), self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        qkv_Bn3HD = with_bias(self.qkv, x_BnC.to(self.qkv.weight.dtype), bias).unflatten(-1, (3, self.heads, -1))
         v = qkv_Bn3HD[:, :, 2].transpose(1, 2)
         qk_Bn2HD = F.normalize(qkv_Bn3HD[:, :, :2].float(), dim=-1)
         if rotary is not None:
@@ -46,11 +47,11 @@ class SelfAttention(nn.Module):
             k, v = past.extend(k, v)
         else:
             mask = past
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        y = self.kernel(q, k, v, mask=mask, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attending):
     """Attention to text; its keys and values are read once a prompt (`read`)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -64,7 +65,7 @@ class CrossAttention(nn.Module):
     def read(self, source_BTC: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the projected text, each `[B,H,T,D]`."""
         bias = torch.cat((torch.zeros_like(self.value_bias), self.value_bias))
-        both = F.linear(source_BTC.to(self.key_value.weight.dtype), self.key_value.weight, bias)
+        both = with_bias(self.key_value, source_BTC.to(self.key_value.weight.dtype), bias)
         k, v = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
@@ -72,7 +73,7 @@ class CrossAttention(nn.Module):
         k, v = text
         q = self.query(x_BnC.to(self.query.weight.dtype)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mask = None if mask_BT is None else mask_BT[:, None, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = self.kernel(q, k, v, mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -89,7 +90,7 @@ class AttentionPool(nn.Module):
     def forward(self, text_BTE: Tensor, mask_BT: Tensor | None) -> Tensor:
         heads = self.query.shape[1]
         bias = torch.cat((torch.zeros_like(self.value_bias), self.value_bias))
-        both = F.linear(text_BTE, self.key_value.weight, bias)
+        both = with_bias(self.key_value, text_BTE, bias)
         k, v = both.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         q = self.query[:, :, None].to(k.dtype).expand(len(text_BTE), -1, -1, -1)
         mask = None if mask_BT is None else mask_BT[:, None, None]
@@ -107,6 +108,16 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype)), approximate="tanh"))
+
+
+def with_bias(layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    """layer(x) + bias for a layer whose bias is put together at each call; in one operation where nothing is attached.
+
+    Adapters attach to layers by hooks, or in training as a layer around the layer (PEFT's `base_layer`).
+    """
+    if layer._forward_hooks or hasattr(layer, "base_layer"):
+        return layer(x) + bias
+    return F.linear(x, layer.weight, bias)  # pyright: ignore[reportArgumentType]
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:

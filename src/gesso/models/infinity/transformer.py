@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gesso.devices import CPU
 from gesso.models.infinity.cache import KeyValueCache
 from gesso.models.infinity.layers import (
     AttentionPool,
@@ -141,7 +142,12 @@ class Block(nn.Module):
 
 
 class InfinityTransformer(nn.Module):
-    """The whole network. Make it with `InfinityConfig`, fill it with `initialize` (training) or a checkpoint."""
+    """The whole network. Make it with `InfinityConfig`, fill it with `initialize` (training) or a checkpoint.
+
+    `repeated_blocks` are what is worth compiling.
+    """
+
+    repeated_blocks: ClassVar = (Block,)
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -281,20 +287,20 @@ class InfinityTransformer(nn.Module):
         return turns(table.to(device))
 
 
-def text_mask(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor | None:
+def text_mask(lengths: Sequence[int], device: torch.device | str = CPU) -> Tensor | None:
     """True on the first `length` tokens of each prompt, bool `[B, longest]`; None where all are equally long."""
     if len(set(lengths)) == 1:
         return None
     return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
-def scale_indices(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:
+def scale_indices(schedule: ScaleSchedule, device: torch.device | str = CPU) -> Tensor:
     """Scale number of every token, int64 `[L]`."""
     lengths = torch.tensor([height * width for height, width in schedule.grids])
     return torch.repeat_interleave(torch.arange(len(schedule)), lengths).to(device)
 
 
-def scale_mask(schedule: ScaleSchedule, device: torch.device | str = "cpu") -> Tensor:
+def scale_mask(schedule: ScaleSchedule, device: torch.device | str = CPU) -> Tensor:
     """Training mask, bool `[L,L]`: a token (row) sees all tokens of its own and earlier scales."""
     index_L = scale_indices(schedule, device)
     return index_L[:, None] >= index_L

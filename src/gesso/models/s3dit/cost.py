@@ -44,9 +44,9 @@ def whole_tokens(config: S3DiTConfig, size: Size, context: ContextShape) -> int:
 def working_bytes(config: S3DiTConfig, tokens: int, bytes_each: int) -> int:
     """About what an evaluation of so many tokens holds at once beside weights.
 
-    That is the stream and its copy, queries, keys, values and their result, and the feed-forward's two halves.
+    That is the stream, what a branch reads and makes of it, and the feed-forward's two halves.
     """
-    return tokens * (6 * config.dim + 2 * config.hidden) * bytes_each
+    return tokens * (4 * config.dim + 2 * config.hidden) * bytes_each
 
 
 def _block_flops(config: S3DiTConfig, tokens: int) -> float:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gesso.models.attention import Attending, Kernel, sdpa
 from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.layout import Rows
 from gesso.models.s3dit.rotary import rotate
@@ -36,7 +37,7 @@ class Factors(NamedTuple):
     after_feed_forward: Tensor
 
 
-class Attention(nn.Module):
+class Attention(Attending):
     """Self-attention within each sample; queries and keys are normalised head by head, then rotated."""
 
     def __init__(self, config: S3DiTConfig) -> None:
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         q_BnHd = self._placed(self.to_q(x_BnD), self.norm_q, rows)
         k_BnHd = self._placed(self.to_k(x_BnD), self.norm_k, rows)
         v_BnHd = self.to_v(x_BnD).unflatten(-1, (self.heads, -1))
-        y_BnD = attend(q_BnHd, k_BnHd, v_BnHd, rows.groups).flatten(-2)
+        y_BnD = attend(q_BnHd, k_BnHd, v_BnHd, rows.groups, self.kernel).flatten(-2)
         return self.to_out[0](y_BnD)
 
     def _placed(self, x_BnD: Tensor, norm: nn.RMSNorm | None, rows: Rows) -> Tensor:
@@ -160,16 +161,18 @@ def time_features(time_I: Tensor) -> Tensor:
     return torch.cat((angles_IK.cos(), angles_IK.sin()), dim=-1)
 
 
-def attend(q_BnHd: Tensor, k_BnHd: Tensor, v_BnHd: Tensor, groups: tuple[tuple[int, int], ...]) -> Tensor:
+def attend(
+    q_BnHd: Tensor, k_BnHd: Tensor, v_BnHd: Tensor, groups: tuple[tuple[int, int], ...], kernel: Kernel = sdpa
+) -> Tensor:
     """Every token looks at all tokens of its own sample and at no other, `[B,n,H,d]`: one batch a group of equals."""
     if len(groups) == 1:
-        return _attend_equals(q_BnHd, k_BnHd, v_BnHd)
+        return _attend_equals(q_BnHd, k_BnHd, v_BnHd, kernel)
     parts: list[Tensor] = []
     begin = 0
     for samples, tokens in groups:
         end = begin + samples * tokens
         q, k, v = (x_1THd[0, begin:end].unflatten(0, (samples, tokens)) for x_1THd in (q_BnHd, k_BnHd, v_BnHd))
-        parts.append(_attend_equals(q, k, v).flatten(0, 1))
+        parts.append(_attend_equals(q, k, v, kernel).flatten(0, 1))
         begin = end
     return torch.cat(parts)[None]
 
@@ -188,6 +191,6 @@ def times(own: Tensor, factor: Tensor) -> Tensor:
     return own * factor if torch.is_grad_enabled() else own.mul_(factor)
 
 
-def _attend_equals(q_BnHd: Tensor, k_BnHd: Tensor, v_BnHd: Tensor) -> Tensor:
+def _attend_equals(q_BnHd: Tensor, k_BnHd: Tensor, v_BnHd: Tensor, kernel: Kernel) -> Tensor:
     q, k, v = (x_BnHd.transpose(1, 2) for x_BnHd in (q_BnHd, k_BnHd, v_BnHd))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return kernel(q, k, v).transpose(1, 2)

@@ -17,7 +17,7 @@ patch, E text width, M width of the time embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,12 @@ class Company(NamedTuple):
 
 
 class S3DiT(nn.Module):
-    """The whole network. Fill it with `initialize` (training) or a checkpoint (`weights/z_image`)."""
+    """The whole network. Fill it with `initialize` (training) or a checkpoint (`weights/z_image`).
+
+    `repeated_blocks` are what is worth compiling.
+    """
+
+    repeated_blocks: ClassVar = (Block,)
 
     def __init__(self, config: S3DiTConfig) -> None:
         super().__init__()

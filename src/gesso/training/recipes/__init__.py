@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from gesso.errors import RequestError
+from gesso.training.recipes import faces as _faces
 from gesso.training.recipes import flow as _flow
 from gesso.training.recipes import shapes as _shapes
 from gesso.training.recipes.recipe import Recipe
@@ -30,6 +31,10 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-autoencoder": _flow.shapes_autoencoder,
     "flux-nano": _flow.flux_nano,
     "z-image-nano": _flow.z_image_nano,
+    "faces-recogniser": _faces.faces_recogniser,
+    "faces-autoencoder": _faces.faces_autoencoder,
+    "flux-faces-nano": _faces.flux_faces_nano,
+    "infinite-you-nano": _faces.infinite_you_nano,
 }
 
 

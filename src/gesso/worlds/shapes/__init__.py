@@ -3,6 +3,7 @@
 In here: the public names of the package. Not in here: any model; nothing below needs torch.
 """
 
+from gesso.worlds.dice import Dice
 from gesso.worlds.shapes.batches import batch
 from gesso.worlds.shapes.captions import VOCABULARY, Claim, caption, phrase, words
 from gesso.worlds.shapes.detector import Detection, Found, detect
@@ -13,7 +14,6 @@ from gesso.worlds.shapes.scenes import (
     RELATIONS,
     SHAPES,
     SIZES,
-    Dice,
     Scene,
     Thing,
     combinations,

@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from gesso.worlds.shapes.scenes import COLOURS, OPPOSITE, SHAPES, Dice, Scene
+from gesso.worlds.dice import Dice
+from gesso.worlds.shapes.scenes import COLOURS, OPPOSITE, SHAPES, Scene
 
 NUMBER_WORDS: Final = {1: ("one", "1"), 2: ("two", "2"), 3: ("three", "3"), 4: ("four", "4")}
 SIZE_WORDS: Final = {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Final
 
+from gesso.worlds.dice import Dice
 from gesso.worlds.shapes.captions import Claim, phrase
 from gesso.worlds.shapes.detector import UNKNOWN, Detection, Found, detect
 from gesso.worlds.shapes.drawing import Pixels
@@ -26,7 +27,6 @@ from gesso.worlds.shapes.scenes import (
     RELATIONS,
     SHAPES,
     SIZES,
-    Dice,
     binding_key,
     colour_key,
     counting_keys,

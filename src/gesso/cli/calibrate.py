@@ -1,0 +1,179 @@
+"""`gesso calibrate`, and the step cache that `--quality` means: the fastest that was measured to be that close.
+
+Measuring is `gesso.evaluation.caches`', what is kept of it `gesso.fronts`'; here they are called and printed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gesso.cli.entries import find_entry
+from gesso.cli.machine import Device, Dtype, check_machine, machine_settings
+from gesso.cli.view import View
+from gesso.devices import CUDA, kind_of
+from gesso.errors import CancelledError, MissingError, RequestError
+from gesso.files import ready_folder, written_aside
+from gesso.fronts import EXACT, Point, losing, pareto_front, parse_quality, path_of, pick, read_points, write_points
+from gesso.request import parse_request
+from gesso.settings import Settings
+
+if TYPE_CHECKING:
+    from gesso.pipelines.contract import Pipeline
+    from gesso.weights.catalogue import Entry
+
+_MOST_PICTURES = 600
+_JUDGED = ("flux", "z-image")  # families of nano models that paint the shapes world
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Catalogue name, or path of a checkpoint.")],
+    steps: Annotated[int | None, typer.Option(help="Steps of a picture; else the model's own.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures that each cache is measured on.")] = 24,
+    cache: Annotated[
+        list[str] | None, typer.Option("--cache", metavar="CACHE", help="Try these and no others; may be repeated.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw what was measured, as PNG or SVG.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the front, at the end.")] = False,
+) -> None:
+    """Measure what step caches of a model save and cost.
+
+    Each cache paints the same pictures, which are compared with those without one; models of the shapes world are
+    scored too. What was measured is kept at once, so that the same command goes on where it was interrupted.
+    gesso generate --quality picks from it.
+    """
+    entry = find_entry({"model": model})
+    entry.require_files()
+    if not 1 <= pictures <= _MOST_PICTURES:
+        raise RequestError("pictures", pictures, f"a whole number from 1 to {_MOST_PICTURES}")
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise RequestError("plot", plot.name, "a .png or .svg file")
+    fields: dict[str, object] = {} if steps is None else {"steps": steps}
+    for wanted in cache or [None]:
+        parse_request({**fields, "prompt": "any", "model": model, "cache": wanted})
+    settings = machine_settings({"device": device, "dtype": dtype})
+    check_machine(settings)
+    with View(silent=quiet) as view:
+        points, taken = _measure(entry, fields, pictures, cache, settings, view)
+        _print_front(points, taken)
+        view.line(f"kept in {path_of(settings.home, model)}")
+    if plot is not None:
+        draw_front(
+            [point for point in points if point.steps == taken or not point.cache], f"{model}, {taken} steps", plot
+        )
+
+
+def _measure(
+    entry: "Entry",
+    fields: dict[str, object],
+    pictures: int,
+    wanted: Sequence[str] | None,
+    settings: Settings,
+    view: View,
+) -> tuple[list[Point], int]:
+    """All points of these weights, and the steps that were measured at."""
+    from gesso.engine.caches import planned
+    from gesso.engine.device import check_device, default_device
+    from gesso.engine.loading import load_pipeline
+    from gesso.evaluation.caches import GRID, bench_of, calibrate
+
+    place = check_device(settings.device or default_device())
+    view.line(f"loading {entry.name}")
+    pipeline = load_pipeline(entry.name, place, settings.dtype)
+    judged = entry.layout == "gesso" and entry.family in _JUDGED
+    bench = bench_of(pipeline, entry.name, fields, pictures=pictures, judged=judged, device=place)
+    first = bench.requests[0].model_copy(update={"cache": parse_request({"prompt": "any", "cache": "lite"}).cache})
+    steps = planned(pipeline, first).steps  # refuses models that have no steps to forecast
+    known = _known(pipeline, place)
+    have = read_points(settings.home, entry.name)
+    fresh = have
+    try:
+        for fresh in calibrate(bench, wanted or GRID, have, known):
+            write_points(settings.home, entry.name, fresh)
+            view.line(_line(fresh[-1], fresh))
+    except KeyboardInterrupt:
+        raise CancelledError("interrupted; what was measured is kept, the same command goes on") from None
+    alike = [point for point in fresh if all(getattr(point, name) == value for name, value in known.items())]
+    return alike, steps
+
+
+def _known(pipeline: "Pipeline", place: str) -> dict[str, str]:
+    """The weights, and the machine that seconds are of."""
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(place) if kind_of(place) == CUDA else platform.machine()
+    return {
+        "digest": str(getattr(pipeline, "digest", "")),
+        "device": place,
+        "dtype": str(getattr(pipeline, "dtype", "")).removeprefix("torch."),
+        "hardware": f"{name}, {torch.get_num_threads()} threads",
+    }
+
+
+def _line(point: Point, points: Sequence[Point]) -> str:
+    name = point.cache or f"{point.steps} steps, no cache"
+    score = "" if point.score is None else f", shapes {point.score:.3f} of {point.score_without:.3f}"
+    lost = ", loses to fewer steps" if losing(point, points) else ""
+    return f"{point.speed:5.2f}x  ssim {point.ssim:.4f}  psnr {point.psnr:5.1f}  {name}{score}{lost}"
+
+
+def _print_front(points: Sequence[Point], steps: int) -> None:
+    """The caches that no other beats in both, the slowest first."""
+    fitting = [point for point in points if point.cache and point.steps == steps]
+    for point in pareto_front(fitting):
+        typer.echo(_line(point, points))
+
+
+def cache_of_quality(
+    quality: str, fields: Mapping[str, object], entry: "Entry", settings: Settings
+) -> dict[str, object]:
+    """The field `cache` that a quality means; empty for none.
+
+    Raises:
+        RequestError: beside `--cache`, for no number, and for a model that was not calibrated at these steps.
+    """
+    if "cache" in fields:
+        raise RequestError("quality", quality, "usable with --cache", "give one of them")
+    if parse_quality(quality) is None:
+        return {}
+    from gesso.engine.loading import load_planner
+
+    planner = load_planner(entry.name, settings.device, settings.dtype)
+    if planner is None or (plan := planner.plan(parse_request({**fields, "prompt": "any"}))).shape is None:
+        hint = f"it has no steps to forecast; take {EXACT}"
+        raise RequestError("quality", quality, f"usable with {entry.name}", hint)
+    point = pick(read_points(settings.home, entry.name), quality, model=entry.name, steps=plan.steps)
+    return {} if point is None else {"cache": point.cache}
+
+
+def draw_front(points: Sequence[Point], title: str, path: Path) -> None:
+    """Speed and similarity of every point, caches and fewer steps apart, the front as a line. Raises MissingError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingError("matplotlib, which draws the plot,", "pip install 'gesso[train]'") from error
+    figure: Any = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    cached, plain = [one for one in points if one.cache], sorted((one for one in points if not one.cache), key=_speed)
+    for policy in dict.fromkeys(one.cache.partition(":")[0] for one in cached):
+        group = [one for one in cached if one.cache.partition(":")[0] == policy]
+        axes.scatter([one.speed for one in group], [one.ssim for one in group], s=18, label=policy)
+    front = pareto_front(cached)
+    axes.plot([one.speed for one in front], [one.ssim for one in front], color="black", linewidth=0.8, label="front")
+    axes.plot([one.speed for one in plain], [one.ssim for one in plain], "x--", color="grey", label="fewer steps")
+    axes.set_xlabel("times as fast")
+    axes.set_ylabel("similarity to the picture without a cache (SSIM)")
+    axes.set_title(title)
+    axes.legend(fontsize="small")
+    ready_folder(path.parent)
+    with written_aside(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:].lower(), dpi=120)
+
+
+def _speed(point: Point) -> float:
+    return point.speed

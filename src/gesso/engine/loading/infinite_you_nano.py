@@ -1,0 +1,45 @@
+"""Puts a nano InfiniteYou together as the guest of the nano FLUX whose folder it lies in, when a request wants it.
+
+Not here: reading (`weights/infinite_you_nano`), FLUX (`flow_nano`), the published one (`infinite_you`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from gesso.engine.loading.build import Build
+from gesso.errors import RequestError
+from gesso.identity.nano_reader import NanoFaceReader
+from gesso.pipelines.infinite_you import VARIANT, InfiniteYou, Networks
+from gesso.weights import infinite_you_nano as weights
+from gesso.weights.face_recogniser import load_recogniser
+
+if TYPE_CHECKING:
+    from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
+
+
+def guest(folder: Path, build: Build) -> InfiniteYou:
+    """The guest of the FLUX in a folder, which paints by the person of a portrait of the faces world."""
+
+    def shapes(variant: str) -> FluxControlNetModel:
+        if variant != VARIANT:
+            raise RequestError("identity.variant", variant, VARIANT, "this model has one variant")
+        return weights.load_infusenet(folder, build.dtype, weights=False)
+
+    def load(variant: str) -> Networks:
+        with torch.inference_mode(False), torch.no_grad():  # as for the published one
+            resampler = weights.load_resampler(folder)
+            infusenet = weights.load_infusenet(folder, build.dtype)
+            build.place({"infusenet": infusenet})
+        return Networks(variant, infusenet, resampler)
+
+    return InfiniteYou(
+        faces=NanoFaceReader(lambda: load_recogniser(folder)),
+        load=load,
+        shapes=shapes,
+        device=torch.device(build.device),
+        dtype=build.dtype,
+    )

@@ -1,0 +1,94 @@
+"""Portraits of the faces world to vectors and key points, by one small recogniser: what `reader` is for photographs.
+
+A portrait is one face that fills the picture, so nothing is detected or aligned: a picture is cut to a square about
+its middle and brought to the recogniser's size. It cannot say that a picture shows no face. Not here: the network
+(`models/face_recogniser`).
+Shapes: V numbers of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from gesso.identity.reader import Face
+from gesso.models.face_recogniser import FaceRecogniser
+from gesso.pictures import check_file, read_pixels
+
+_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+_LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each eye and corner of the mouth to the nose
+_RADIUS = 0.03  # of the side
+_DIMMED = 0.6
+
+
+class NanoFaceReader:
+    """Faces for `InfiniteYou`, of the faces world. `load` makes the recogniser when the first face is read."""
+
+    def __init__(self, load: Callable[[], FaceRecogniser]) -> None:
+        self._load = load
+
+    @cached_property
+    def _recogniser(self) -> FaceRecogniser:
+        return self._load()
+
+    def face(self, path: Path) -> Face:
+        """The face of a portrait. Raises FileError for what is no picture."""
+        check_file(path)
+        picture = read_pixels(path)
+        points_52 = self._read(picture)[1] * min(picture.size)
+        points_52 += [(edge - min(picture.size)) / 2 for edge in picture.size]
+        warnings = ()
+        if picture.width != picture.height:
+            warnings = (f"{path}: is {picture.width}x{picture.height}; the square in its middle is used",)
+        return Face(points_52.astype(np.float32), np.asarray(self._square(picture))[..., ::-1], warnings)
+
+    def vector(self, path: Path) -> Tensor:
+        """The unit vector `[V]` of a portrait. Raises FileError."""
+        check_file(path)
+        return self._read(read_pixels(path))[0]
+
+    def vector_of(self, image: Image.Image, source: Path | str) -> Tensor:
+        """As `vector`, of a picture in memory."""
+        return self._read(image)[0]
+
+    def pose(self, path: Path, width: int, height: int) -> Image.Image:
+        """The key points of a pose picture, for a picture of this size. Raises FileError."""
+        check_file(path)
+        return draw_points((width, height), self._read(read_pixels(path))[1])
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        edge, side = min(image.size), self._recogniser.config.side
+        left, top = (image.width - edge) / 2, (image.height - edge) / 2
+        box = (left, top, left + edge, top + edge)
+        return image.convert("RGB").resize((side, side), Image.Resampling.BOX, box=box)
+
+    @torch.inference_mode()
+    def _read(self, image: Image.Image) -> tuple[Tensor, NDArray[np.float64]]:
+        pixels_1HW3 = torch.from_numpy(np.array(self._square(image)))[None]
+        vector_1V, points_152 = self._recogniser.vectors_and_points(pixels_1HW3.movedim(-1, 1).float() / 127.5 - 1)
+        return vector_1V[0], points_152[0].double().numpy()
+
+
+def draw_points(size: tuple[int, int], points_52: NDArray[np.float64] | Sequence[Sequence[float]]) -> Image.Image:
+    """Limbs at six tenths of their colours, then discs in full, on black; points are fractions of width and height.
+
+    As `key_points.draw_key_points`, in proportion to the picture and not in pixels, for pictures of 64.
+    """
+    width, height = size
+    points = [(float(x) * width, float(y) * height) for x, y in np.asarray(points_52)]
+    radius = max(1.0, _RADIUS * min(size))
+    picture = Image.new("RGB", size)
+    pencil = ImageDraw.Draw(picture)
+    for first, second in _LIMBS:
+        dimmed = tuple(int(value * _DIMMED) for value in _COLOURS[first])
+        pencil.line((*points[first], *points[second]), fill=dimmed, width=max(1, round(radius)))
+    for colour, (x, y) in zip(_COLOURS, points, strict=True):
+        pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return picture

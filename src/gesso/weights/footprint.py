@@ -1,0 +1,112 @@
+"""What a model's parts weigh, and how much memory a picture needs at once in each memory mode.
+
+Here: bytes of parts, counted when they are placed, before any of them is quantized; and sums of these and of what the
+stages of a picture hold beside weights, which its plan says (`Plan.activations`). Not here: what stages hold
+(`pipelines`), what is free, and what is chosen (`engine/memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from gesso.memory_modes import MemoryMode
+from gesso.weights.placing import AUTOENCODER, PICTURES, TEXT, TILE, WHOLE, are_apart, is_quantized, is_reader
+from gesso.weights.quantize import linear_layers, quantized_bytes
+from gesso.weights.residency import Unit, divide
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of one part: `always` there, `stem` while the part works, the largest of its blocks, and the whole.
+
+    `temporary` are those of its largest linear layer, which 8-bit weights are made into for a product.
+    """
+
+    always: int
+    stem: int
+    block: int
+    whole: int
+    temporary: int = 0
+
+    def working(self, mode: MemoryMode) -> int:
+        """While the part works, beside `always`."""
+        return self.stem + self.block if mode.placement == "group-offload" else self.whole - self.always
+
+
+@dataclass
+class Footprint:
+    """Bytes of the parts of one model by role, as they are and in 8 bits."""
+
+    plain: dict[str, Bytes] = field(default_factory=dict)
+    quantized: dict[str, Bytes] = field(default_factory=dict)
+
+    def add(self, role: str, part: nn.Module) -> None:
+        """Count a part that is not quantized yet."""
+        self.plain[role] = _weigh(part, quantized=False)
+        self.quantized[role] = _weigh(part, quantized=True) if is_quantized(role) else self.plain[role]
+
+    def weights(self, mode: MemoryMode) -> int:
+        """Bytes of all parts, wherever they rest."""
+        return sum(part.whole for part in self._parts(mode).values())
+
+    def peak(self, mode: MemoryMode, activations: Mapping[str, int], pixels: int) -> int:
+        """The most memory on the device for one picture, which has so many pixels.
+
+        `activations` are bytes beside weights by stage ("text", "picture", "step", "decode"); a stage of another name
+        is taken for every part's.
+        """
+        parts = self._parts(mode)
+        always = sum(part.always for part in parts.values())
+        most = 0
+        for role, part in parts.items():
+            there = {name: other for name, other in parts.items() if not are_apart(role, name, mode)}
+            held = sum(other.working(mode) for other in there.values())
+            beside = max((size for stage, size in activations.items() if _takes_part(role, stage)), default=0)
+            if mode.tiling and role == AUTOENCODER:
+                beside = _tiled(beside, pixels)
+            most = max(most, always + held + beside + part.temporary)
+        return most
+
+    def host(self, mode: MemoryMode) -> int:
+        """The most host memory on a machine whose device has memory of its own: what rests there."""
+        return 0 if mode.placement == "full" else self.weights(mode)
+
+    def _parts(self, mode: MemoryMode) -> dict[str, Bytes]:
+        return self.quantized if mode.scheme else self.plain
+
+
+def _takes_part(role: str, stage: str) -> bool:
+    if stage == "text":
+        return role.startswith(TEXT)
+    if stage == "picture":
+        return role in (PICTURES, AUTOENCODER)
+    if stage == "decode":
+        return role == AUTOENCODER
+    return stage != "step" or not (is_reader(role) or role == AUTOENCODER)
+
+
+def _tiled(size: int, pixels: int) -> int:
+    """What decoding holds tile by tile: its share of maps, and the whole picture in float32 twice."""
+    return min(size, size * TILE**2 // max(pixels, 1) + 2 * 12 * pixels)
+
+
+def _weigh(part: nn.Module, *, quantized: bool) -> Bytes:
+    division = divide(part, by_blocks=True)
+    layers = [getattr(*place) for place in linear_layers(part, without=WHOLE)] if quantized else []
+    less = {id(layer): _saved(layer) for layer in layers}
+
+    def of(unit: Unit) -> int:
+        saved = sum(less.get(id(module), 0) for module in unit.modules)
+        return sum(slot.value.nbytes for slot in unit.slots) - saved
+
+    always = sum(slot.value.nbytes for slot in division.fixed) + sum(buffer.nbytes for buffer in part.buffers())
+    stem, blocks = of(division.stem), [of(block) for block in division.blocks]
+    temporary = max((layer.weight.nbytes for layer in layers), default=0)
+    return Bytes(always, stem, max(blocks, default=0), always + stem + sum(blocks), temporary)
+
+
+def _saved(layer: nn.Linear) -> int:
+    return sum(parameter.nbytes for parameter in layer.parameters()) - quantized_bytes(layer)

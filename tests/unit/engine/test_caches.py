@@ -1,0 +1,95 @@
+"""Step caches before the first step: what is refused, warned of and foreseen; and what stays on a network when."""
+
+from __future__ import annotations
+
+import pytest
+
+from gesso.engine import Engine, caches
+from gesso.engine.caches import Caches, computed_steps, planned
+from gesso.errors import OutOfMemoryError, RequestError
+from gesso.pipelines.flux_state import FluxDefaults
+from gesso.request import GenerationRequest
+from tests.tiny_flux import tiny_pipeline
+
+DISTILLED = FluxDefaults(width=64, height=64, steps=4, guidance=0.0, distilled=True)
+
+
+def ask(cache: str, steps: int = 20) -> GenerationRequest:
+    return GenerationRequest(prompt="a red star", seed=7, steps=steps, cache=cache)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("taylorseer:mask=110", r"cache\.mask 3 is not one value for each of 20 steps"),
+        ("taylorseer:order=3,interval=40", r"cache\.order 3 is not at most 2"),
+        ("residual:front_blocks=3", r"cache\.front_blocks 3 is not below the 3 blocks"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(cache: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        planned(tiny_pipeline(), ask(cache))
+
+
+def test_scores_need_an_attention_that_shows_them() -> None:
+    pipeline = tiny_pipeline()
+    with pytest.raises(RequestError, match=r"cache\.score .* flash does not show its scores; take score=random"):
+        planned(pipeline, ask("toca"), attention="flash")
+    planned(pipeline, ask("toca:score=norm"), attention="flash")
+    planned(pipeline, ask("toca"), attention="math")
+
+
+def test_what_is_lost_is_said() -> None:
+    (warning,) = planned(tiny_pipeline(DISTILLED, guidance_embeds=False), ask("lite", steps=4)).warnings
+    assert "distilled" in warning and "at most 1 of 4" in warning
+    (warning,) = planned(tiny_pipeline(), ask("lite:warmup=20")).warnings
+    assert warning.startswith("cache has no effect: all 20 steps are computed")
+    assert not planned(tiny_pipeline(), ask("lite")).warnings
+
+
+def test_blanks_are_filled_so_that_the_same_comes_out() -> None:
+    plan = planned(tiny_pipeline(), ask("lite", steps=3))
+    assert plan.request.cache is not None and plan.request.cache.order == 2
+    short = planned(tiny_pipeline(), ask("lite", steps=2))  # which never reaches its own order
+    assert short.request.cache is not None and short.request.cache.order == 1
+    assert planned(tiny_pipeline(), short.request) == short
+    assert computed_steps(planned(tiny_pipeline(), ask("lite:interval=4,warmup=1"))) == 5
+
+
+def test_bytes_are_foreseen_where_they_will_be() -> None:
+    pipeline = tiny_pipeline()
+    plain, cached, away = (
+        planned(pipeline, request)
+        for request in (ask("lite").model_copy(update={"cache": None}), ask("taylorseer"), ask("taylorseer:offload=1"))
+    )
+    assert cached.cache_bytes == away.cache_bytes > 0 == plain.cache_bytes
+    assert cached.activations["step"] - plain.activations["step"] == cached.cache_bytes
+    assert away.peak_bytes == plain.peak_bytes <= cached.peak_bytes
+
+
+def test_a_state_that_has_no_room_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "free_bytes", lambda device: 1000)
+    with Engine(device="cpu", load=lambda name, device, dtype: tiny_pipeline()) as engine:
+        job = engine.submit(ask("taylorseer"))
+        with pytest.raises(OutOfMemoryError, match="try --cache with granularity=trunk") as caught:
+            job.result(timeout=60)
+        assert engine.run(ask("lite").model_copy(update={"cache": None}))
+    assert caught.value.free == 1000
+
+
+def test_one_that_nobody_uses_stays_until_another_is_wanted() -> None:
+    pipeline = tiny_pipeline()
+    found = Caches(pipeline)
+    plans = [planned(pipeline, ask(cache)) for cache in ("lite", "taylorseer", "residual")]
+    first = found.begin(plans[0])
+    second = found.begin(plans[1])
+    assert first is not None and second is not None and first.attached is not second.attached
+    first.end()
+    first.end()
+    again = found.begin(plans[0])
+    assert again is not None and again.attached is first.attached
+    second.end()
+    found.begin(plans[2])
+    assert len(found._shared) == 2
+    found.detach()
+    assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())
