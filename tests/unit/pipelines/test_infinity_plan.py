@@ -37,6 +37,7 @@ def _refusal(pipeline: InfinityPipeline, **fields: object) -> RequestError:
 
 
 WITHOUT_EFFECT = {"steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation"}
+WITHOUT_EFFECT |= {"frames", "fps", "mask", "cache", "identity"}
 
 
 def test_fields_of_diffusion_have_no_effect_and_a_warning(pipeline: InfinityPipeline) -> None:
