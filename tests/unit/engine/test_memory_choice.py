@@ -70,7 +70,7 @@ def test_peaks_are_those_of_the_stage_that_needs_most() -> None:
 
 def test_without_stages_the_peak_is_taken_apart() -> None:
     plan = Plan(request=PLAN.request, steps=1, cost=PLAN.cost, peak_bytes=154 * MEBI)
-    found = {str(mode): size / MEBI for mode, size in peaks(Planned(), plan).items()}
+    found = {str(mode): size / MEBI for mode, size in peaks(planned(), plan).items()}
     assert (found["full"], found["offload"], found["model-offload"]) == (154, 114, 110)
 
 

@@ -74,7 +74,7 @@ def test_parts_are_there_only_while_they_work(flux: Path) -> None:
     there: dict[str, list[str]] = {}
     for network in _networks(pipeline):
         name = type(network).__name__
-        inner = network.decoder if name == "AutoencoderKL" else network
+        inner: Any = network.decoder if name == "AutoencoderKL" else network
         inner.register_forward_hook(
             lambda *_, name=name: there.__setitem__(
                 name, [type(each).__name__ for each in _networks(pipeline) if _is_there(each)]
