@@ -116,7 +116,7 @@ def main() -> None:
                 forget(whole)
             command = [sys.executable, "-m", "benchmarks.load_time", "--one", str(whole), str(tiny)]
             environment = os.environ | {"GESSO_HOME": str(home)}
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             found = json.loads(done.stdout.splitlines()[-1])
             rate, disk_rate = (sum(sizes) / seconds / 1e6 for seconds in (found["seconds"], disk))
             claims.report(

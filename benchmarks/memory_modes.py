@@ -159,7 +159,7 @@ def measured(folder: Path, tiny: Path, mode: str, side: int, steps: int, device:
     _paint(load_pipeline(str(tiny), device, dtype, memory=mode), ask(tiny, 1, 64))
     planner = load_planner(str(folder), device, dtype)
     assert planner is not None
-    foreseen = {str(found): size for found, size in peaks(planner, planner.plan(ask(folder, 1, side))).items()}
+    foreseen = {str(found): size for found, size in peaks(planner, planner.plan(ask(folder, 1, side)), mode).items()}
     del planner
     before = start_counting(device)
     started = time.perf_counter()
@@ -233,7 +233,7 @@ def main() -> None:
             plain = 0.0
             for mode in given.modes.split(","):
                 command = [sys.executable, "-m", "benchmarks.memory_modes", "--one", *folders, "--modes", mode, *same]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 plain = plain or found["second"]
                 claims.report(

@@ -2,12 +2,13 @@
 
     python -m benchmarks.step_caches [--model flux-nano] [--steps 50] [--pictures 24] [--short] [--save]
 
-Each picture is painted alone and its steps are timed; held against are the wanted wall ratios (3.0 on the trunk, 2.0 by
-module, a forecast step at most 5 % of a full one on the trunk) and, at equal settings and schedule, the other
-libraries. Beside every ratio stand PSNR, SSIM and the shapes-score; a cache that is no closer than fewer plain steps in
-the same time is reported as losing. diffusers' `TaylorSeerCacheConfig` caches at our places, in float32; it has no
+Each picture is painted alone and its steps are timed; held against are the wanted wall ratios (3.0 on the trunk, 2.0
+by module, a forecast step at most 5 % of a full one on the trunk) and, at equal settings, the other libraries. Beside
+every ratio stand PSNR, SSIM and the shapes-score; a cache that is no closer than fewer plain steps in the same time
+is reported as losing. diffusers' `TaylorSeerCacheConfig` caches at our places, in float32, and counts its intervals
+one step later, which is one full step more at 50: it is held against ours counted so, and as we count. It has no
 placement for our own networks, so those have no row of it. cache-dit forecasts the residual of the blocks behind the
-first and is measured where it is installed (`pip install --no-deps cache-dit`).
+first, in the full steps that are ours, and is measured where it is installed (`pip install --no-deps cache-dit`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from diffusers.models.cache_utils import CacheMixin
 from benchmarks.measuring import Claims, arguments
 from gesso.cache_settings import parse_cache
 from gesso.caching.hooks import unwrap, wrap
-from gesso.caching.policy_interval import diffusers_full_steps
+from gesso.caching.policy_interval import full_steps
 from gesso.engine.loading import load_pipeline
 from gesso.evaluation.caches import Bench, Trial, bench_of
 from gesso.fronts import Point
@@ -62,13 +63,13 @@ def measure(bench: Bench, model: str, claims: Claims) -> None:
     network = getattr(bench.pipeline, "transformer", None)
     if isinstance(network, CacheMixin):
         for granularity in WANTED:
-            ours = f"taylorseer:{SETTINGS},granularity={granularity},schedule=diffusers"
-            _against("diffusers", bench, ours, partial(_diffusers, network, granularity), claims, model)
+            for counting in (",schedule=diffusers", ""):
+                ours = f"taylorseer:{SETTINGS},granularity={granularity}{counting}"
+                _against("diffusers", bench, ours, partial(_diffusers, network, granularity), claims, model)
     if isinstance(network, CacheMixin) and find_spec("cache_dit") is not None:
-        full_steps = diffusers_full_steps(len(bench.plain[0].seconds), INTERVAL, WARMUP)
-        mask = "".join("01"[each] for each in full_steps)
-        ours = f"taylorseer:order={ORDER},granularity=block,front_blocks=1,mask={mask}"
-        _against("cache-dit", bench, ours, partial(_cache_dit, network, full_steps), claims, model)
+        ours = f"taylorseer:{SETTINGS},granularity=block,front_blocks=1"
+        full = full_steps(len(bench.plain[0].seconds), INTERVAL, WARMUP)
+        _against("cache-dit", bench, ours, partial(_cache_dit, network, full), claims, model)
 
 
 def _fewer_steps(bench: Bench, point: Point) -> Point:
@@ -175,14 +176,7 @@ def main() -> None:
     steps, pictures = (12, 2) if given.short else (given.steps, given.pictures)
     claims = Claims(f"step-caches-{given.model}", given.save)
     pipeline = load_pipeline(given.model, given.device)
-    bench = bench_of(
-        pipeline,
-        given.model,
-        {"steps": steps},
-        pictures=pictures,
-        judged=given.model.endswith("-nano"),
-        device=given.device,
-    )
+    bench = bench_of(pipeline, given.model, {"steps": steps}, pictures=pictures, device=given.device)
     measure(bench, given.model, claims)
     claims.keep()
 

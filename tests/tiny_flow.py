@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = (
     "true_guidance",
     "guidance_normalization",
     "guidance_truncation",
+    "clip_skip",
     "temperature",
     "top_k",
     "top_p",

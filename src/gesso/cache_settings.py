@@ -54,7 +54,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "taylorseer": {"interval": 5, "order": 1, "warmup": 3},
     "lite": {"interval": 5, "order": 2, "warmup": 3},
     "residual": {"interval": 5, "order": 1, "warmup": 3},
-    "first_block": {"order": 1, "warmup": 3, "threshold": 0.1, "max_skips": 5, "front_blocks": 1},
+    "first_block": {"order": 1, "warmup": 3, "threshold": 0.08, "max_skips": 5, "front_blocks": 1},
     "accumulated": {"order": 1, "warmup": 3, "threshold": 0.2, "max_skips": 5, "front_blocks": 1},
     "toca": {"interval": 5, "order": 0, "warmup": 3, "ratio": 0.1, "score": "attention"},
     "duca": {"interval": 5, "order": 0, "warmup": 3, "ratio": 0.1, "score": "attention"},
@@ -104,7 +104,7 @@ class CacheSettings(BaseModel):
     front_blocks: int | None = Field(
         default=None, description="Blocks that are always computed, where blocks are forecast.", ge=0, le=1000
     )
-    guarded: bool = Field(default=True, description="No derivatives before the last step of the warm-up.")
+    guarded: bool = Field(default=True, description="No derivatives from two steps of the warm-up.")
     expansion: Literal["taylor", "newton"] = Field(default="taylor", description="How orders are read.")
     smoothing: Literal["exponential", "moving_average"] | None = Field(default=None, description="Filter of features.")
     alpha: float = Field(default=0.8, description="Share of the newest, in smoothing.", gt=0, le=1, allow_inf_nan=False)

@@ -7,6 +7,7 @@
     ├── MissingError                 something installable is missing              exit 3
     ├── RunError                     the work failed while running                 exit 1
     ├── OutOfMemoryError             the work does not fit the device              exit 1
+    ├── RejectedError                the safety checker let no picture be seen     exit 1
     └── CancelledError               somebody stopped the work                     exit 130
 
 `str(error)` is one line that names what is wrong and the way out; the command line puts "error: " before it.
@@ -107,7 +108,8 @@ class WeightsError(GessoError):
         lists = (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", self.mismatched))
         parts = [detail] if detail else []
         parts += [f"{len(names)} {word} ({self._some(names)})" for word, names in lists if names]
-        super().__init__(f"{self.source}: weights do not fit: {'; '.join(parts) or 'unknown reason'}")
+        fit = "" if parts == [detail] else "weights do not fit: "
+        super().__init__(f"{self.source}: {fit}{'; '.join(parts) or 'unknown reason'}")
 
     def _some(self, names: tuple[str, ...]) -> str:
         more = len(names) - self._NAMES_SHOWN
@@ -157,6 +159,20 @@ class OutOfMemoryError(GessoError):
 
     def _parts(self) -> dict[str, object]:
         return {"needed": self.needed, "free": self.free, "modes": list(self.modes)}
+
+
+class RejectedError(GessoError):
+    """The safety checker rejected every picture of a request. `seeds` are theirs, of `count` that were asked for."""
+
+    def __init__(self, seeds: Sequence[int], count: int) -> None:
+        self.seeds = tuple(seeds)
+        self.count = count
+        which = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(str(seed) for seed in self.seeds)}"
+        what = "the picture" if count == 1 else f"{len(self.seeds)} of {count} pictures"
+        super().__init__(f"the safety checker rejected {what} ({which}); another seed or prompt may pass")
+
+    def _parts(self) -> dict[str, object]:
+        return {"seeds": list(self.seeds), "count": self.count}
 
 
 class CancelledError(GessoError):

@@ -65,6 +65,21 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A finished picture, or video, that the safety checker lets nobody see.
+
+    Attributes:
+        seed: the seed that made it.
+        index: which picture of its request it would be, from 0.
+        metadata: what its file would say, without a digest of its pixels.
+    """
+
+    seed: int
+    index: int
+    metadata: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """A stage moved on. `image`, `step` and `steps` count from 0, 1 and 1; all 0 where a stage has none.
 
@@ -87,7 +102,10 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A cheap look at a picture that is still being made; of a video `frames`, the first of which is the picture."""
+    """A cheap look at a picture that is still being made; of a video `frames`, the first of which is the picture.
+
+    Of a request that is checked for safety it is blurred: it has not been checked yet.
+    """
 
     job: str
     image: int
@@ -98,10 +116,14 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """Every picture of the job is made. The last event of its job."""
+    """Every picture of the job is made. The last event of its job.
+
+    `rejected` are those that the safety checker lets nobody see; where it is all of them, the job has Failed.
+    """
 
     job: str
     results: tuple[Result, ...]
+    rejected: tuple[Rejected, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,13 +123,19 @@ def pick(points: Sequence[Point], quality: str, *, model: str, steps: int) -> Po
     least = parse_quality(quality)
     if least is None:
         return None
-    fitting = [point for point in points if point.cache and point.steps == steps]
+    fitting = caches_at(points, steps)
     if not fitting:
-        raise RequestError(
-            "quality", quality, f"known for {model} at {steps} steps", f"first: gesso calibrate {model} --steps {steps}"
-        )
-    within = [point for point in fitting if point.ssim >= least and point.computed < steps]
+        measured = sorted({point.steps for point in points if point.cache})
+        hint = f"first: gesso calibrate {model} --steps {steps}"
+        hint += f"; or take {' or '.join(map(str, measured))} steps, which were measured" if measured else ""
+        raise RequestError("quality", quality, f"known for {model} at {steps} steps", hint)
+    within = [point for point in fitting if point.ssim >= least]
     return max(within, key=lambda point: point.speed, default=None)
+
+
+def caches_at(points: Sequence[Point], steps: int) -> list[Point]:
+    """What was measured of caches at so many steps, without those that forecast nothing there."""
+    return [point for point in points if point.cache and point.steps == steps and point.computed < steps]
 
 
 def parse_quality(text: str) -> float | None:

@@ -19,12 +19,15 @@ tag "gesso"):
     cache      what a step cache did, where there was one: {"steps": F for a computed one, T for a forecast, in order;
                "computed", "forecast": how many; "bytes" that it kept; "measured": errors by step, where it measures;
                "expected": mean distance to pictures without it, where `gesso calibrate` measured that}
+    safety     {"decision": "off", "passed" or "blurred"}, and where a checker looked: "model", its digest; "score";
+               "reason" it was flagged for
     company    the most pictures that ever shared a step with this one; 1 is alone
     seconds    by stage
     init_image digest of the starting picture's file, where there was one
     identity   digests of the photograph's file and of the pose's, {"image", "pose"}, where there was one
     likeness   cosine between the photograph's face and the picture's, null where it shows none
     mask       digest of the mask's file, where there was one
+    lora       of each adapter, where there were any: {"source", "scale"; "digest": of its file; "kind": what is in it}
     warnings   what the person was told about the request
     command    {"given": options that were given, "first_seed": seed of the command's first picture};
                written by `gesso generate`, read by its --resume; and "seed", where a try with another was kept

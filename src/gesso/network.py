@@ -121,15 +121,18 @@ class Network:
 
     Args:
         allow_private: whether private and loopback addresses, and plain http to them, are allowed.
+        plain_http: whether it is allowed everywhere, for what may come altered.
         cancelled: ends what is under way with CancelledError once it is set. So does `stop`, for this network alone.
     """
 
-    def __init__(self, *, allow_private: bool, cancelled: threading.Event | None = None) -> None:
+    def __init__(
+        self, *, allow_private: bool, plain_http: bool = False, cancelled: threading.Event | None = None
+    ) -> None:
         try:
             import httpx2
         except ImportError as error:
             raise MissingError("the library httpx2", "pip install 'gesso[diffusion]'") from error
-        self._allow_private = allow_private
+        self._allow_private, self._plain_http = allow_private, plain_http
         self.stop = Stop(cancelled)
         self._stack = ExitStack()
         for part in ("connection", "http11", "proxy"):
@@ -267,7 +270,7 @@ class Network:
         for address in found:
             if problem := problem_with(address, allow_private=self._allow_private):
                 raise _refusal(place, "at a public address", problem, first)
-        if place.scheme == "http" and not all(is_private(address) for address in found):
+        if place.scheme == "http" and not (self._plain_http or all(is_private(address) for address in found)):
             raise _refusal(place, "an https address", "what comes by plain http can be altered on its way", first)
         return [str(address) for address in found], proxied
 

@@ -6,7 +6,7 @@ Not here: what a particular model allows (its pipeline's `plan` checks that), fi
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import (
@@ -16,14 +16,21 @@ from pydantic import (
     ModelWrapValidatorHandler,
     StringConstraints,
     ValidationError,
+    field_serializer,
+    field_validator,
     model_validator,
 )
 
 from gesso.cache_settings import CacheSettings
 from gesso.errors import RequestError
 
+if TYPE_CHECKING:
+    from gesso.adapters.sources import Source
+
 LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
+LARGEST_LORA_SCALE = 20.0  # either way; beyond it, every known adapter paints noise
+MOST_LORAS = 32  # in one request
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -71,13 +78,70 @@ class Identity(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            raise _request_error(error, cls, "identity.") from None
+            raise request_error(error, cls, "identity.") from None
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:
         if self.start is not None and self.end is not None and self.start > self.end:
             raise RequestError("identity.start", self.start, f"at most identity.end, {self.end}")
         return self
+
+
+class Lora(BaseModel):
+    """A LoRA or other adapter, and how strongly it is wanted. "SOURCE::0.8" alone stands for the whole of it.
+
+    Written as JSON, the source is without what may be a secret in its address.
+
+    Raises:
+        RequestError: on construction, for the first field that cannot be used.
+
+    Example:
+        >>> GenerationRequest(prompt="a cat", lora="owner/style::0.8").lora
+        (Lora(source='owner/style', scale=0.8),)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="Where it comes from.", min_length=1, max_length=4096)
+    scale: float | None = Field(
+        default=None,
+        description="How strongly it acts; else 1.",
+        ge=-LARGEST_LORA_SCALE,
+        le=LARGEST_LORA_SCALE,
+        allow_inf_nan=False,
+    )
+
+    @property
+    def key(self) -> str:
+        """The same for every spelling of one source, whatever its scale."""
+        return _source(self.source).key
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        from gesso.adapters.sources import split_scale
+
+        values: object = {"source": value} if isinstance(value, str) else value
+        if not isinstance(values, Mapping | cls):
+            raise RequestError("lora", value, "a source such as owner/style::0.8, or a mapping with source")
+        if isinstance(values, Mapping) and isinstance(text := values.get("source"), str):
+            try:
+                plain, scale = split_scale(text.strip())
+            except RequestError as error:
+                raise RequestError("lora.scale", error.value, error.allowed) from None
+            if scale is not None and values.get("scale") is not None:
+                raise RequestError("lora.scale", values["scale"], "usable here", f"the source says {scale:g} already")
+            values = {**values, "source": plain, **({"scale": scale} if scale is not None else {})}
+        try:
+            made = handler(values)
+        except ValidationError as error:
+            raise request_error(error, cls, "lora.") from None
+        _source(made.source)
+        return made
+
+    @field_serializer("source", when_used="json")
+    def _without_secrets(self, source: str) -> str:
+        return _source(source).shown if "?" in source else source
 
 
 class GenerationRequest(BaseModel):
@@ -124,6 +188,7 @@ class GenerationRequest(BaseModel):
     scheduler: str | None = Field(
         default=None, description="Diffusion: how a step is taken; else the model's own.", min_length=1, max_length=100
     )
+    clip_skip: int | None = Field(default=None, description="SDXL: CLIP's layers left out; else 0.", ge=0, le=100)
     guidance: GuidanceScale | tuple[GuidanceScale, ...] | None = Field(
         default=None, description="How strongly the prompt pulls: one number, or one a step or scale."
     )
@@ -184,12 +249,26 @@ class GenerationRequest(BaseModel):
     identity: Identity | None = Field(
         default=None, description="FLUX: photograph of the person whose face the pictures show."
     )
+    lora: tuple[Lora, ...] = Field(
+        default=(), description="LoRA or other adapter, as SOURCE or SOURCE::SCALE.", max_length=MOST_LORAS
+    )
     cache: CacheSettings | None = Field(
         default=None, description="Step cache, such as taylorseer:interval=5,order=2; forecasts steps for speed."
     )
     deterministic: bool = Field(
         default=False, description="The same pixels whatever else is painted at the same time (slower in company)."
     )
+    safety: Literal["off", "blur", "reject"] | None = Field(
+        default=None, description="Pictures that the safety checker flags: off, blur or reject; else the setting."
+    )
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_stands_for_itself(cls, value: object) -> object:
+        several = () if value is None else (value,) if isinstance(value, str | Mapping | Lora) else value
+        if not isinstance(several, list | tuple) or len(several) > MOST_LORAS:
+            raise RequestError("lora", value, f"a source such as owner/style::0.8, or at most {MOST_LORAS} of them")
+        return several
 
     @model_validator(mode="wrap")
     @classmethod
@@ -197,7 +276,7 @@ class GenerationRequest(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            raise _request_error(error, cls) from None
+            raise request_error(error, cls) from None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -205,6 +284,11 @@ class GenerationRequest(BaseModel):
             raise RequestError("seed", self.seed, "at most 2^63 - 1 less the pictures after the first")
         if self.init_strength is not None and self.init_image is None:
             raise RequestError("init_strength", self.init_strength, "usable alone", "name the picture with init_image")
+        seen: set[str] = set()
+        for lora in self.lora:
+            if lora.key in seen:
+                raise RequestError("lora", lora.source, "named once", "add its scales up instead")
+            seen.add(lora.key)
         if self.mask is not None and self.init_image is None:
             raise RequestError("mask", self.mask, "usable alone", "name the picture with init_image")
         for name in ("guidance", "temperature"):
@@ -254,6 +338,16 @@ def allowed_values(field: str, kind: type[BaseModel] = GenerationRequest) -> str
     return ""
 
 
+def _source(text: str) -> "Source":
+    """Where an adapter comes from, read from what was written. Raises RequestError."""
+    from gesso.adapters.sources import parse
+
+    try:
+        return parse(text)
+    except RequestError as error:
+        raise RequestError("lora", error.value, error.allowed, error.hint) from None
+
+
 def _constraints(parts: Sequence[object]) -> Iterator[object]:
     """Every bound among `parts` and inside them: pydantic nests those of a union's members in its type."""
     for part in parts:
@@ -275,7 +369,7 @@ def _type_words(annotation: object) -> str:
     return ""
 
 
-def _request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> RequestError:
+def request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> RequestError:
     """The first of pydantic's complaints in our words; bounds and names come from the fields, not from its texts."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
@@ -294,11 +388,12 @@ def _request_error(error: ValidationError, kind: type[BaseModel], prefix: str = 
 def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
     """What may stand in a field, as it completes "width 5 is not …": "a whole number from 8 to 16384"."""
     annotation = kind.model_fields[field].annotation
-    names = [str(name) for member in get_args(annotation) if get_origin(member) is Literal for name in get_args(member)]
+    members = [each for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal]
+    names = [str(name) for member in members for name in get_args(member)]
     if names:
         return f"one of: {', '.join(names)}"
     type_words, words = _type_words(annotation), allowed_values(field, kind)
     if type_words == "text":
-        return f"text of {words}"
+        return f"text of {words}" if words else "text"
     joint = "" if not words or words.startswith(("above", "at most")) else "from "
     return f"{type_words} {joint}{words}".strip()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -54,7 +54,28 @@ class Settings(BaseSettings):
     model_budget: int | str | None = Field(
         default=None, description='Bytes of loaded models, such as 24GB, or "auto"; else until memory runs out.'
     )
+    adapter_memory: ByteSize = Field(
+        default=ByteSize(2 * 10**9), gt=0, description="Bytes of adapters kept in memory, such as 2GB."
+    )
     memory: str = Field(default="auto", description=f"How models lie in memory: {MEMORY_HELP}")
+    safety: Literal["off", "blur", "reject"] = Field(
+        default="off", description="What becomes of pictures that the safety checker flags: off, blur or reject."
+    )
+    safety_model: str = Field(
+        default="stable-diffusion-safety-checker", description="Safety checker: a name of the catalogue, or a folder."
+    )
+    safety_labels: str = Field(
+        default="nsfw", min_length=1, description="Labels of a safety classifier that are unsafe, such as porn,hentai."
+    )
+    safety_threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of its unsafe labels above which a safety classifier flags."
+    )
+    safety_frames: int = Field(
+        default=8, ge=1, description="Of a video every so many frames is looked at by the safety checker, and the last."
+    )
+    safety_required: bool = Field(
+        default=False, description="Requests may ask for more safety than the setting, never for less."
+    )
     output: Path = Field(default=Path("gesso-output"), description="Folder that pictures go to.")
     offline: bool = Field(default=False, description="Never reach for the network; what is missing is an error.")
     hf_token: SecretStr | None = Field(default=None, description="Token for Hugging Face, sent to it alone.")

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from gesso.engine import Engine
-from gesso.engine.caches import planned
+from gesso.engine.planning import planned
 from gesso.errors import GessoError, RequestError
 from gesso.events import Cancelled, Progress, Result
 from tests.contract.subjects import Subject

@@ -17,11 +17,12 @@ from tests.contract.subjects import Subject
 from tests.oracle import run_plainly
 
 PROMPTS = ("a star", "two blue rings", "a red ring")
-OPTIONAL = {"init_image", "init_strength", "mask", "identity", "cache"}
+OPTIONAL = {"init_image", "init_strength", "mask", "identity", "cache", "safety"}  # the engine fills in the last
 SOME_VALUE: dict[str, object] = {
     "steps": 3,
     "scheduler": "euler",
     "guidance": 2.0,
+    "clip_skip": 1,
     "guidance_layer": -1,
     "true_guidance": 2.0,
     "guidance_normalization": 1.0,

@@ -78,8 +78,7 @@ def _rule(variant: str, schedule: Schedule, order: int, case: SmoothingCase | No
         raise NotYetError(f"variant {variant}")
     return Rule(
         order=order,
-        warmup=schedule.first_enhance,
-        guarded=words[0] == "guarded",
+        since=schedule.first_enhance - 1 if words[0] == "guarded" else 0,
         spacing="last_gap",
         smoothing=smoothing,
     )

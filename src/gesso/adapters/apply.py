@@ -15,6 +15,7 @@ network without adapters is the plain one bit for bit. The scale is applied once
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,12 +26,10 @@ import torch
 from torch import nn
 
 from gesso.adapters.apply_layer import Layer, Part
-from gesso.adapters.apply_rows import RowsOfCall, rows_of
+from gesso.adapters.apply_rows import RowsOfCall, reads_prompts, rows_of
 from gesso.adapters.formats.reading import Adapter
 from gesso.errors import RequestError, RunError
-
-STRONGEST = 20.0
-"""The largest strength either way. Beyond it, every known adapter paints noise."""
+from gesso.request import LARGEST_LORA_SCALE
 
 
 class Use(NamedTuple):
@@ -58,8 +57,8 @@ def checked(uses: Sequence[Use]) -> Uses:
     """The uses of one request, without those of strength 0. Raises RequestError for a strength or one named twice."""
     seen: set[int] = set()
     for adapter, strength in uses:
-        if not (math.isfinite(strength) and abs(strength) <= STRONGEST):
-            allowed = f"between -{STRONGEST:g} and {STRONGEST:g}"
+        if not (math.isfinite(strength) and abs(strength) <= LARGEST_LORA_SCALE):
+            allowed = f"between -{LARGEST_LORA_SCALE:g} and {LARGEST_LORA_SCALE:g}"
             raise RequestError("lora scale", strength, allowed, f"{adapter.name} was trained for 1")
         if id(adapter) in seen:
             raise RequestError("lora", adapter.name, "named once", "add its scales up instead")
@@ -77,19 +76,35 @@ def mixing_key(uses: Sequence[Use], network: nn.Module | None = None) -> Hashabl
     shared = getattr(config, "siglip_feat_dim", None) is not None
     if all(use.adapter.plain for use in uses) and not (shared and uses):
         return ()
-    return tuple((id(use.adapter), use.strength) for use in uses)
+    return marks_of(uses)
+
+
+def reading_key(uses: Sequence[Use], network: nn.Module | None = None) -> Hashable:
+    """What belongs in the key by which prompts are read together: those with equal keys may be.
+
+    It is () where none of the adapters changes what reads prompts: text encoders, and networks that do it themselves.
+    """
+    texts = any(role.startswith("text_encoder") for use in uses for role in use.adapter.parts)
+    return marks_of(uses) if texts or (network is not None and reads_prompts(network)) else ()
+
+
+def marks_of(uses: Sequence[Use]) -> tuple[tuple[int, float], ...]:
+    """Uses as something that can be compared; adapters are the same only if they are one object."""
+    return tuple((id(adapter), strength) for adapter, strength in uses)
 
 
 class Adapted:
     """Networks of a model, by role, that adapters may be put onto. Used from one thread, like the networks.
 
     What a company needs in another form (ranks of several adapters side by side, a device, a dtype) is kept for the
-    last few companies, until `forget` is called: do so before an adapter is to leave memory.
+    last few companies, until `forget` is called: do so before an adapter is to leave memory. That alone may be done
+    from any thread, while the adapter is in no use.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self._networks = {role: getattr(network, "_orig_mod", network) for role, network in networks.items()}
         self._companies: OrderedDict[_Marks, _Company] = OrderedDict()
+        self._keeping = threading.Lock()
         self._running = False
 
     @contextmanager
@@ -116,16 +131,18 @@ class Adapted:
 
     def forget(self, adapter: Adapter | None = None) -> None:
         """Let go of an adapter, or of all."""
-        for marks, company in list(self._companies.items()):
-            if adapter is None or any(use.adapter is adapter for uses in company.states for use in uses):
-                del self._companies[marks]
+        with self._keeping:
+            for marks, company in list(self._companies.items()):
+                if adapter is None or any(use.adapter is adapter for uses in company.states for use in uses):
+                    del self._companies[marks]
 
     def _prepared(self, states: tuple[Uses, ...]) -> _Company:
         """The company of these states, made if it is none of the last few."""
         marks = _marks(states)
-        if marks in self._companies:
-            self._companies.move_to_end(marks)
-            return self._companies[marks]
+        with self._keeping:
+            if (known := self._companies.get(marks)) is not None:
+                self._companies.move_to_end(marks)
+                return known
         uniform = len(set(marks)) == 1
         if not uniform and not all(use.adapter.plain for uses in states for use in uses):
             raise RunError("adapters that are not plain LoRAs share no batch with others")
@@ -133,10 +150,12 @@ class Adapted:
         for role, network in self._networks.items():
             for name, parts in _parts(role, states[:1] if uniform else states).items():
                 layers.append((role, name, Layer(network.get_submodule(name), parts)))
-        self._companies[marks] = _Company(states, uniform, layers)
-        if len(self._companies) > _KEPT:
-            self._companies.popitem(last=False)
-        return self._companies[marks]
+        made = _Company(states, uniform, layers)
+        with self._keeping:
+            self._companies[marks] = made
+            if len(self._companies) > _KEPT:
+                self._companies.popitem(last=False)
+        return made
 
     def _attach(self, stack: ExitStack, company: _Company) -> None:
         """Hooks on every layer, and on networks whose arguments say whose rows are whose; `stack` takes them off."""
@@ -165,8 +184,8 @@ def _parts(role: str, states: Sequence[Uses]) -> dict[str, list[Part]]:
 
 
 def _marks(states: Sequence[Uses]) -> _Marks:
-    """A company as something that can be compared; adapters are the same only if they are one object."""
-    return tuple(tuple((id(adapter), strength) for adapter, strength in uses) for uses in states)
+    """A company as something that can be compared."""
+    return tuple(marks_of(uses) for uses in states)
 
 
 def _is_compiled(network: nn.Module) -> bool:

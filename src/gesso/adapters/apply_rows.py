@@ -26,7 +26,9 @@ _READ_BY_INFINITY = re.compile(r"(pool|text_projection)\..+|.+\.cross_attention\
 
 
 class RowsOfCall(Protocol):
-    """Says whose rows are whose in the call that a network is making."""
+    """Says whose rows are whose in the call that a network is making; `are_samples` where each is a sample."""
+
+    are_samples: bool
 
     def attach(self, network: nn.Module) -> Callable[[], None]:
         """Learn of every call of the network; what is returned ends that."""
@@ -49,8 +51,15 @@ def rows_of(role: str, network: nn.Module, states: int) -> RowsOfCall:
     return _SampleRows(states, _READ_BY_INFINITY if isinstance(network, InfinityTransformer) else None)
 
 
+def reads_prompts(network: nn.Module) -> bool:
+    """Whether a network has layers of its own that only read prompts, apart from its steps."""
+    return isinstance(network, S3DiT | InfinityTransformer)
+
+
 class _SampleRows:
     """Samples lie along the first axis, but in modules of those names that only read prompts."""
+
+    are_samples = True
 
     def __init__(self, states: int, reading: re.Pattern[str] | None) -> None:
         self._states = states
@@ -87,6 +96,8 @@ def _read_apart(name: str) -> RunError:
 
 class _PackedRows:
     """Tokens lie where S3-DiT's layout has put them; a token's row of the time table is the number of its image."""
+
+    are_samples = False
 
     def __init__(self, states: int) -> None:
         self._states = states

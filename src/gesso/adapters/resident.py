@@ -48,6 +48,7 @@ class Resident(Generic[_Value]):
     Args:
         limit: bytes of all values together.
         size_of: bytes of a value.
+        leaving: told of each value that is let go, by whichever thread makes room, before it makes any.
 
     Example:
         >>> adapters = Resident[bytes](limit=100, size_of=len)
@@ -58,9 +59,12 @@ class Resident(Generic[_Value]):
         60
     """
 
-    def __init__(self, limit: int, size_of: Callable[[_Value], int]) -> None:
+    def __init__(
+        self, limit: int, size_of: Callable[[_Value], int], leaving: Callable[[_Value], None] | None = None
+    ) -> None:
         self._limit = limit
         self._size_of = size_of
+        self._leaving = leaving
         self._entries: OrderedDict[str, _Entry[_Value]] = OrderedDict()
         self._changed = threading.Condition()
         self._hits = self._misses = self._evictions = self._failures = 0
@@ -100,7 +104,7 @@ class Resident(Generic[_Value]):
         with self._changed:
             entry = self._entries.get(name)
             if entry is not None and entry.pins == 0:
-                del self._entries[name]
+                self._let_go(name)
             return name not in self._entries
 
     def names(self) -> list[str]:
@@ -162,12 +166,17 @@ class Resident(Generic[_Value]):
         """Let go of what is not in use until so many bytes more fit. Nothing goes where that would not be enough."""
         used = sum(entry.size for entry in self._entries.values() if entry.pins)
         if used + needed > self._limit:
-            raise OutOfMemoryError(needed, self._limit - used, ["fewer adapters at once", "more memory for adapters"])
+            raise OutOfMemoryError(needed, self._limit - used, ["fewer adapters at once", "a larger adapter_memory"])
         for name in [name for name, entry in self._entries.items() if not entry.pins]:
             if self._bytes() + needed <= self._limit:
                 return
-            del self._entries[name]
+            self._let_go(name)
             self._evictions += 1
+
+    def _let_go(self, name: str) -> None:
+        value = self._entries.pop(name).value
+        if self._leaving is not None and value is not None:
+            self._leaving(value)
 
     def _bytes(self) -> int:
         return sum(entry.size for entry in self._entries.values())

@@ -5,6 +5,7 @@
     urn:air:ECOSYSTEM:lora:civitai:ID[@VERSION]      the same as CivitAI writes it; also …:huggingface:owner/repo
     replicate.com/owner/model[/VERSION]              Replicate; also replicate:owner/model[@VERSION][/file]
     https://host/path[#file]                         any other address; the file is one in an archive
+    infinite-you:realism, infinite-you:anti-blur     those that InfiniteYou's authors lay beside it, on Hugging Face
     ./file.safetensors, /path, ~/path, file://path   a file of this machine
 
 A scale is written behind any of them: SOURCE::0.8. What could be two things is one of them by rule, whatever lies on
@@ -26,6 +27,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from gesso.errors import RequestError
 from gesso.network import shown as shown_url
+from gesso.request import LARGEST_LORA_SCALE
 
 Site = Literal["huggingface", "civitai", "replicate", "url", "file"]
 
@@ -33,7 +35,6 @@ FORMS = (
     "owner/repo[@revision][/file] of Hugging Face, civitai.com/models/ID, urn:air:…, replicate.com/owner/model, "
     "https://…, or a file such as ./my.safetensors"
 )
-LARGEST_SCALE = 20.0
 _LONGEST = 4096  # characters
 
 _SCALE = re.compile(r"[+-]?(\d{1,9}\.?\d{0,20}|\.\d{1,20})([eE][+-]?\d{1,3})?")
@@ -54,6 +55,10 @@ _CIVITAI_HOSTS = tuple(f"{www}civitai.{end}" for www in ("", "www.") for end in 
 _CIVITAI_FORM = "write civitai.com/models/ID?modelVersionId=VERSION, or civitai:ID@VERSION"
 _REPLICATE_HOSTS = ("replicate.com", "www.replicate.com")
 _OTHER_KINDS = ("datasets", "spaces", "collections", "papers", "docs", "api")
+_INFINITE_YOU = {
+    name: f"ByteDance/InfiniteYou/supports/optional_loras/flux_{name.replace('-', '_')}_lora.safetensors"
+    for name in ("realism", "anti-blur")
+}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTS = ".safetensors"
 
@@ -121,7 +126,7 @@ version=0, path=None, scale=0.8)
     plain = text.strip()
     if not plain or len(plain) > _LONGEST or any(ord(mark) < 0x20 or 0xD800 <= ord(mark) < 0xE000 for mark in plain):
         raise RequestError("source", _plain(text), "a source of an adapter", f"write {FORMS}")
-    plain, scale = _split_scale(plain)
+    plain, scale = split_scale(plain)
     found = replace(_read(plain, bare), scale=scale)
     if found.site == "file" and not files:
         raise RequestError("source", _plain(text), "allowed: files of this machine are not to be named here")
@@ -134,15 +139,16 @@ def _plain(text: str) -> str:
     return shown_url(clean) if _SCHEME.match(clean.strip()) else clean.partition("?")[0]
 
 
-def _split_scale(text: str) -> tuple[str, float | None]:
+def split_scale(text: str) -> tuple[str, float | None]:
+    """What was written without its scale, and the scale, None where none was. Raises RequestError."""
     source, mark, written = text.rpartition("::")
     if not mark or "/" in written or "]" in written:  # the colons of an IPv6 address, or none
         return text, None
     if not source or _SCALE.fullmatch(written.strip()) is None:
         raise RequestError("scale", written, "a number, as in SOURCE::0.8")
     scale = float(written)
-    if not math.isfinite(scale) or abs(scale) > LARGEST_SCALE:
-        raise RequestError("scale", written, f"between {-LARGEST_SCALE:g} and {LARGEST_SCALE:g}")
+    if not math.isfinite(scale) or abs(scale) > LARGEST_LORA_SCALE:
+        raise RequestError("scale", written, f"between {-LARGEST_LORA_SCALE:g} and {LARGEST_LORA_SCALE:g}")
     return source.strip(), scale
 
 
@@ -174,6 +180,7 @@ _PREFIXES: dict[str, Callable[[str, str], Source]] = {
     "hf:": lambda text, rest: _in_repository(text, rest, "huggingface"),
     "huggingface:": lambda text, rest: _in_repository(text, rest, "huggingface"),
     "civitai:": lambda text, rest: _civitai(text, rest),  # noqa: PLW0108  (it stands below)
+    "infinite-you:": lambda text, rest: _infinite_you(text, rest),  # noqa: PLW0108
     "replicate:": lambda text, rest: _in_repository(text, rest, "replicate"),
 }
 
@@ -276,6 +283,14 @@ def _air(text: str) -> Source:
     if site == "huggingface":
         return _in_repository(text, found["id"] + (f"@{version}" if version else ""), "huggingface")
     raise _none(text, "of a site that is known", "civitai or huggingface")
+
+
+def _infinite_you(text: str, name: str) -> Source:
+    if name not in _INFINITE_YOU:
+        raise _none(
+            text, "one of InfiniteYou's", f"write {' or '.join(f'infinite-you:{each}' for each in _INFINITE_YOU)}"
+        )
+    return _in_repository(text, _INFINITE_YOU[name], "huggingface")
 
 
 def _file(text: str) -> Source:

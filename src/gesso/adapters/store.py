@@ -126,20 +126,8 @@ class AdapterStore:
             CancelledError: it was cancelled.
         """
         wishes = wishes or Wishes()
-        if source.path is not None:
-            return Fetched(adapter=checked_file(source.path), outcome="local")
-        if source.site == "huggingface" and source.file and Path(source.shown).is_file():
-            way_out = f"write ./{source.shown} for the file here, hf:{source.shown} for the repository"
-            raise RequestError("source", source.shown, "one thing: it is a file here, too", way_out)
-        known = self._index.origin(wishes.key(source))
-        if (
-            known
-            and not wishes.update
-            and not known.private
-            and (here := self._index.adapter(known.sha256, whole=True))
-        ):
-            self._count(kept=1)
-            return Fetched(adapter=here, outcome="kept")
+        if (here := self.here(source, wishes)) is not None:
+            return here
         began = time.monotonic()
         try:
             with Network(allow_private=load_settings().allow_private_addresses, cancelled=cancelled) as network:
@@ -151,6 +139,41 @@ class AdapterStore:
         seconds = time.monotonic() - began
         self._count(kept=1 - new, fetched=new, received_bytes=found.received, fetching_seconds=seconds)
         return found
+
+    def here(self, source: Source, wishes: Wishes | None = None) -> Fetched | None:
+        """The same without asking anybody: a file of this machine, or one that was fetched; None for others.
+
+        Raises RequestError for what could be two things; FileError, WeightsError.
+        """
+        wishes = wishes or Wishes()
+        if source.path is not None:
+            return Fetched(adapter=checked_file(source.path), outcome="local")
+        known = self._known(source, wishes)
+        here = None if known is None else self._index.adapter(known.sha256, whole=True)
+        if here is None:
+            return None
+        self._count(kept=1)
+        return Fetched(adapter=here, outcome="kept")
+
+    def glance(self, source: Source, wishes: Wishes | None = None) -> Path | None:
+        """The file that a source will likely be, None for one that is to be fetched; its bytes are not looked at.
+
+        Raises RequestError for what could be two things, FileError for a file of this machine that is not there.
+        """
+        if source.path is not None:
+            if not source.path.is_file():
+                raise _no_such_file(source.path)
+            return source.path
+        known = self._known(source, wishes or Wishes())
+        return None if known is None else self._index.path(known.sha256)
+
+    def _known(self, source: Source, wishes: Wishes) -> Origin | None:
+        """What is noted of a source, where that may be used."""
+        if source.site == "huggingface" and source.file and Path(source.shown).is_file():
+            way_out = f"write ./{source.shown} for the file here, hf:{source.shown} for the repository"
+            raise RequestError("source", source.shown, "one thing: it is a file here, too", way_out)
+        known = self._index.origin(wishes.key(source))
+        return None if known is None or wishes.update or known.private else known
 
     def adapters(self) -> list[Adapter]:
         """All that are here, the latest first."""
@@ -261,9 +284,13 @@ class AdapterStore:
 def checked_file(path: Path) -> Adapter:
     """A file of this machine, used where it lies. Raises FileError, WeightsError."""
     if not path.is_file():
-        raise FileError(path, "no such file", "name a .safetensors file")
+        raise _no_such_file(path)
     check(path)
     return Adapter(path=path, sha256=digests.sha256(path), size=path.stat().st_size)
+
+
+def _no_such_file(path: Path) -> FileError:
+    return FileError(path, "no such file", "name a .safetensors file")
 
 
 def check(path: Path) -> Classification:

@@ -89,6 +89,11 @@ class Index:
         origins = [each for each in self._origins() if each.sha256 == sha256]
         return Adapter(path=path, sha256=sha256, size=size, origins=_latest_first(origins))
 
+    def path(self, sha256: str) -> Path | None:
+        """Where a file lies, None where it is not here."""
+        path = self._file(sha256)
+        return path if path.is_file() else None
+
     def adapters(self) -> list[Adapter]:
         """All files that are here, the latest first."""
         origins = self._origins()

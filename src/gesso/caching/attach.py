@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -34,6 +35,7 @@ from gesso.caching.sites import Board, Evaluation, Forward, opened
 from gesso.caching.sites_layout import policy_for, sites_of
 from gesso.caching.store import Store
 from gesso.errors import RunError
+from gesso.sampling.forecasts import answering
 from gesso.sampling.guidance import running_samples
 
 TRUNK = "trunk"
@@ -57,11 +59,15 @@ class _Run:
 
 @dataclass
 class _Call:
-    """The runs that step together. The first evaluation settles what is open, for the branches after it too."""
+    """The runs that step together. The first evaluation settles what is open, for the branches after it too.
+
+    `foretold` are branches for which somebody may have left work undone, being told that their output is forecast.
+    """
 
     runs: tuple[Hashable, ...]
     decision: Decision
     computed: bool
+    foretold: set[str] = field(default_factory=set)
     measured: dict[Hashable, float] = field(default_factory=dict)
 
 
@@ -121,7 +127,8 @@ class Attached:
         (decision,) = decisions
         call = self._call = _Call(tuple(runs), decision, computed=decision.full)
         try:
-            yield
+            with answering(partial(self._foretell, call)):
+                yield
         finally:
             self._call = self._board.running = None
         for run in call.runs:
@@ -177,6 +184,8 @@ class Attached:
         known = zip(division.parts, looks, strict=True)
         decision = call.decision
         if not decision.full and not all(self.store.ready(part.run, part.branch, look) for part, look in known):
+            if not call.foretold.isdisjoint(part.branch for part in division.parts):
+                raise RunError("the inputs of a step cache changed within a step that was to be forecast")
             decision = Decision(Action.COMPUTE)  # a branch that begins late, or inputs that have changed
         running, output = self._attempt(decision, division, original, args, kwargs)
         if running.check and running.measured and running.refuses(running.measured):
@@ -191,6 +200,14 @@ class Attached:
             for part, look in zip(division.parts, looks, strict=True):
                 self.store.complete(part.run, part.branch, look)
         return output
+
+    def _foretell(self, call: _Call, branch: str) -> bool:
+        """Whether this branch's output will be forecast as a whole; one who is told so may rely on it."""
+        whole = self.policy.settings.granularity == TRUNK and not call.decision.full
+        if not whole or not all(self.store.begun(run, branch) for run in call.runs):
+            return False
+        call.foretold.add(branch)
+        return True
 
     def _attempt(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -68,14 +69,19 @@ class SpanDivision:
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         if len(pieces) == 1:
             return pieces[0]
-        order = sorted(range(len(pieces)), key=lambda index: self.spans[index][0])
-        return torch.cat([pieces[index] for index in order], dim=1).unflatten(1, self.rows)[0]
+        return torch.cat([pieces[index] for index in self._order], dim=1).unflatten(1, self.rows)[0]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """The samples by where they lie."""
+        return sorted(range(len(self.spans)), key=lambda index: self.spans[index][0])
 
 
 def signatures(division: Division, args: Sequence[Any], kwargs: Mapping[str, Any], *, whole: bool) -> list[object]:
     """What each part's inputs look like, without how many share the call; `whole` is the first tensor's look alone."""
     if isinstance(division, SpanDivision):
-        return [(length, *_looks(args, kwargs, 0)) for _, length in division.spans]
+        images = len(kwargs["latents"] if "latents" in kwargs else args[0])
+        return [(length, *_looks(args, kwargs, images)) for _, length in division.spans]
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     batch = len(tensors[0]) if tensors and tensors[0].ndim else 1
     if "hidden_states" in kwargs:

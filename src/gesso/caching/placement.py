@@ -38,7 +38,8 @@ class Table:
     `blocks` are lists of blocks in the order they run; each takes hidden states first and, where there are two streams,
     those of the text second, and returns what `block_output` says. `joint` is the order of streams inside attention.
     `packed` networks lay the tokens of all samples out by a `layout` and return a list of samples. `original_slots`
-    stand for `slots` where the published code is to be repeated.
+    stand for `slots` where the published code is to be repeated. `change`, relative, of the first block is what
+    `first_block` takes for large where nobody says: ParaAttention's for FLUX, and cache-dit 1.5.3's for any network.
     """
 
     slots: tuple[Slot, ...]
@@ -47,6 +48,7 @@ class Table:
     block_output: tuple[Stream, ...]
     joint: tuple[Stream, ...]
     packed: bool = False
+    change: float = 0.08
     original_slots: tuple[Slot, ...] | None = None
 
 
@@ -63,6 +65,7 @@ _SINGLE = Slot("single_transformer_blocks.*.proj_out", ("joint",), "both")
 _SINGLE_PLACEHOLDERS = ("single_transformer_blocks.*.attn", "single_transformer_blocks.*.proj_mlp")
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 _HUNYUAN = Table(
+    change=0.06,  # ParaAttention's
     slots=(*_double("attn", "ff", "ff_context"), _SINGLE),
     placeholders=_SINGLE_PLACEHOLDERS,
     blocks=_BLOCKS,

@@ -41,19 +41,34 @@ class Policy:
     def rule(self) -> Rule:
         """How features are forecast."""
         settings = self.settings
-        assert settings.order is not None and settings.warmup is not None
+        assert settings.order is not None
         smoothing = None
         if settings.smoothing is not None:
             form = "as_run" if settings.original else "filter"
             smoothing = Smoothing(method=settings.smoothing, alpha=settings.alpha, hybrid=settings.hybrid, form=form)
         return Rule(
             order=settings.order,
-            warmup=settings.warmup,
-            guarded=settings.guarded and not (settings.original and smoothing is not None),
+            since=self._since,
             spacing="last_gap" if settings.original else "exact",
             expansion=settings.expansion,
             smoothing=smoothing,
         )
+
+    @property
+    def _since(self) -> int:
+        """The first step that makes a derivative.
+
+        Guarded, the full steps that begin a run are not held against one another: they change fast, and lie closer
+        together than the forecasts that follow reach. The published guard lets the last of them through, and is lifted
+        where features are smoothed.
+        """
+        settings = self.settings
+        assert settings.warmup is not None
+        if not settings.guarded or (settings.original and settings.smoothing is not None):
+            return 0
+        if settings.original:
+            return settings.warmup - 1
+        return settings.warmup if settings.mask is None else (*settings.mask, False).index(False)
 
     @property
     def selects_tokens(self) -> bool:
@@ -66,6 +81,11 @@ class Policy:
     @property
     def speculates(self) -> bool:
         return self.settings.policy == "speca"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether what is measured decides which steps are full."""
+        return self.probes or self.speculates
 
     def course(self, steps: int) -> Course:
         """The decisions of a run of so many steps.
@@ -87,16 +107,16 @@ class Policy:
             course = PlannedCourse([Decision(_ACTIONS[kind]) for kind in kinds])
         return course
 
-    def full_steps(self, steps: int) -> int:
-        """How many of so many steps are full whatever is measured."""
-        return planned_steps(self.settings, steps).count(Kind.FULL)
+    def full_steps(self, steps: int, since: int = 0) -> int:
+        """How many of so many steps, from one on, are full whatever is measured."""
+        return planned_steps(self.settings, steps)[since:].count(Kind.FULL)
 
     def settled(self, steps: int) -> CacheSettings:
         """The settings without blanks, for so many steps: given again, they mean the same.
 
         An order that was left blank is no higher than it can get.
         """
-        if self.order_given or self.probes or self.speculates:
+        if self.order_given or self.adapts:
             return self.settings
         reached = max(self.full_steps(steps) - 1, 0)
         return self.settings.model_copy(update={"order": min(self.rule.order, reached)})

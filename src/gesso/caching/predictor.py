@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 LARGEST_ORDER = 3
+_SINGLE = 4  # bytes of a number in single precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +40,12 @@ class Smoothing:
 class Rule:
     """How ladders grow and are read.
 
-    `guarded` ladders keep order 0 alone until step `warmup - 1`: the first steps of a run change too fast to be
-    differentiated. `expansion`: `taylor` sums d_k x^k / k!; `newton` reads the same orders as the polynomial through
-    the newest points.
+    Ladders keep order 0 alone before step `since`. `expansion`: `taylor` sums d_k x^k / k!; `newton` reads the same
+    orders as the polynomial through the newest points.
     """
 
     order: int = 1
-    warmup: int = 3
-    guarded: bool = True
+    since: int = 0
     spacing: Literal["exact", "last_gap"] = "exact"
     expansion: Literal["taylor", "newton"] = "taylor"
     smoothing: Smoothing | None = None
@@ -54,12 +53,6 @@ class Rule:
     def __post_init__(self) -> None:
         if not 0 <= self.order <= LARGEST_ORDER:
             raise ValueError(f"order {self.order} is not 0 to {LARGEST_ORDER}")
-        if self.warmup < 1:
-            raise ValueError(f"warmup {self.warmup} is not at least 1")
-
-    def grows(self, step: int) -> bool:
-        """Whether orders above 0 are made at a full step."""
-        return not self.guarded or step > self.warmup - 2
 
 
 @dataclass(frozen=True)
@@ -94,10 +87,10 @@ def differences(
 ) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
     """Steps and orders of the ladder that `feature` extends, up to `order` (the rule's own if not given)."""
     factors = [feature]
-    if ladder is None or not rule.grows(step):
+    if ladder is None or step < rule.since:
         return (step,), (feature,)
     for lower, old in enumerate(ladder.factors[: rule.order if order is None else order]):
-        factors.append((factors[lower] - old.to(feature)) / gap(ladder, step, lower, rule))
+        factors.append((factors[lower] - old.to(feature)).div_(gap(ladder, step, lower, rule)))
     return (step, *ladder.steps)[: len(factors)], tuple(factors)
 
 
@@ -115,11 +108,15 @@ def gap(ladder: Ladder, step: int, lower: int, rule: Rule) -> float:
 def predict(ladder: Ladder, step: int, rule: Rule, order: int | None = None) -> Tensor:
     """The feature at `step`, a new tensor, from orders up to `order` (all if not given)."""
     factors = ladder.factors[: None if order is None else order + 1]
-    result = factors[0].clone()
+    if len(factors) == 1:
+        return factors[0].clone()
+    result = factors[0]
     for power, factor in enumerate(factors[1:], start=1):
-        # In this order, and rounded after each: in bfloat16 it makes the published code's bits.
-        term = factor if power == 1 else factor * (1 / math.factorial(power))
-        result.add_(term * _reach(ladder, step, power, rule))
+        reach, share = _reach(ladder, step, power, rule), 1 / math.factorial(power)
+        if factor.dtype.itemsize >= _SINGLE:
+            result = result.add(factor, alpha=reach * share)
+        else:  # rounded after each product, which makes the published code's bits
+            result = result + (factor if power == 1 else factor * share) * reach
     return result
 
 

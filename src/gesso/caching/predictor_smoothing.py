@@ -13,7 +13,7 @@ from gesso.caching.predictor import Ladder, Rule, Smoothing, differences, gap
 def extend_smoothed(ladder: Ladder | None, feature: Tensor, step: int, rule: Rule, smoothing: Smoothing) -> Ladder:
     """As `predictor.extend`, with a rule that smooths."""
     averages = smoothing.form == "filter" and not smoothing.hybrid and smoothing.method == "moving_average"
-    if ladder is None or not rule.grows(step):
+    if ladder is None or step < rule.since:
         return Ladder((step,), (feature,), (feature,) if averages else ())
     if smoothing.form != "filter":
         return _published(ladder, feature, step, rule, smoothing)

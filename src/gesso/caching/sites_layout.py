@@ -24,13 +24,15 @@ def policy_for(network: nn.Module, settings: CacheSettings) -> Policy:
 
     Raises RequestError for a network that is not known, and for fields that do not fit it.
     """
-    table_of(network)
+    table = table_of(network)
+    if settings.policy == "first_block" and settings.threshold is None:
+        settings = settings.model_copy(update={"threshold": table.change})
     if settings.granularity is None and not settings.front_blocks:
         chosen = default_granularity(network, granularities(settings.policy))
         settings = settings.model_copy(update={"granularity": chosen})
     policy = Policy(settings)
     front = policy.settings.front_blocks or 0
-    blocks = len(blocks_of(network, table_of(network)))
+    blocks = len(blocks_of(network, table))
     if front >= blocks:
         raise RequestError("cache.front_blocks", front, f"below the {blocks} blocks of {type(network).__name__}")
     return policy

@@ -110,6 +110,11 @@ class Store:
         """Everything of a branch has been computed from inputs of this look."""
         self._branch(run, branch).look = look
 
+    def begun(self, run: Hashable, branch: str) -> bool:
+        """Whether all of a branch has been computed before, whatever its inputs looked like."""
+        found = self._runs.get(run, {}).get(branch)
+        return found is not None and found.look is not None
+
     def ready(self, run: Hashable, branch: str, look: object) -> bool:
         """Whether a branch can be forecast for inputs of this look. Raises RunError where another look is an error."""
         found = self._runs.get(run, {}).get(branch)
@@ -164,6 +169,8 @@ class Store:
         )
 
     def _brought(self, kept: _Kept) -> Ladder:
+        if self.dtype is None and not self.offload:
+            return kept.ladder
         return replace(
             kept.ladder,
             factors=tuple(tensor.to(kept.device, kept.dtype) for tensor in kept.ladder.factors),

@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gesso.cache_settings import granularities, parse_cache
 from gesso.cli.entries import find_entry
 from gesso.cli.machine import Device, Dtype, check_machine, machine_settings
 from gesso.cli.view import View
 from gesso.devices import CUDA, kind_of
 from gesso.errors import CancelledError, MissingError, RequestError
 from gesso.files import ready_folder, written_aside
-from gesso.fronts import EXACT, Point, losing, pareto_front, parse_quality, path_of, pick, read_points, write_points
+from gesso.fronts import (
+    EXACT,
+    Point,
+    caches_at,
+    losing,
+    pareto_front,
+    parse_quality,
+    path_of,
+    pick,
+    read_points,
+    write_points,
+)
 from gesso.request import parse_request
 from gesso.settings import Settings
 
@@ -24,7 +36,6 @@ if TYPE_CHECKING:
     from gesso.weights.catalogue import Entry
 
 _MOST_PICTURES = 600
-_JUDGED = ("flux", "z-image")  # families of nano models that paint the shapes world
 
 
 def calibrate(
@@ -75,16 +86,15 @@ def _measure(
     view: View,
 ) -> tuple[list[Point], int]:
     """All points of these weights, and the steps that were measured at."""
-    from gesso.engine.caches import planned
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline
+    from gesso.engine.planning import planned
     from gesso.evaluation.caches import GRID, bench_of, calibrate
 
     place = check_device(settings.device or default_device())
     view.line(f"loading {entry.name}")
     pipeline = load_pipeline(entry.name, place, settings.dtype)
-    judged = entry.layout == "gesso" and entry.family in _JUDGED
-    bench = bench_of(pipeline, entry.name, fields, pictures=pictures, judged=judged, device=place)
+    bench = bench_of(pipeline, entry.name, fields, pictures=pictures, device=place)
     first = bench.requests[0].model_copy(update={"cache": parse_request({"prompt": "any", "cache": "lite"}).cache})
     steps = planned(pipeline, first).steps  # refuses models that have no steps to forecast
     known = _known(pipeline, place)
@@ -124,15 +134,14 @@ def _line(point: Point, points: Sequence[Point]) -> str:
 
 def _print_front(points: Sequence[Point], steps: int) -> None:
     """The caches that no other beats in both, the slowest first."""
-    fitting = [point for point in points if point.cache and point.steps == steps]
-    for point in pareto_front(fitting):
+    for point in pareto_front(caches_at(points, steps)):
         typer.echo(_line(point, points))
 
 
 def cache_of_quality(
     quality: str, fields: Mapping[str, object], entry: "Entry", settings: Settings
-) -> dict[str, object]:
-    """The field `cache` that a quality means; empty for none.
+) -> tuple[dict[str, object], str]:
+    """The field `cache` that a quality means, empty for none; and what to say of it.
 
     Raises:
         RequestError: beside `--cache`, for no number, and for a model that was not calibrated at these steps.
@@ -140,15 +149,19 @@ def cache_of_quality(
     if "cache" in fields:
         raise RequestError("quality", quality, "usable with --cache", "give one of them")
     if parse_quality(quality) is None:
-        return {}
+        return {}, ""
     from gesso.engine.loading import load_planner
 
     planner = load_planner(entry.name, settings.device, settings.dtype)
     if planner is None or (plan := planner.plan(parse_request({**fields, "prompt": "any"}))).shape is None:
         hint = f"it has no steps to forecast; take {EXACT}"
         raise RequestError("quality", quality, f"usable with {entry.name}", hint)
-    point = pick(read_points(settings.home, entry.name), quality, model=entry.name, steps=plan.steps)
-    return {} if point is None else {"cache": point.cache}
+    points = read_points(settings.home, entry.name, getattr(planner, "digest", "") or None)
+    point = pick(points, quality, model=entry.name, steps=plan.steps)
+    if point is None:
+        best = max(point.ssim for point in caches_at(points, plan.steps))
+        return {}, f"no cache: none that was measured is closer than {best:.4f} (SSIM) at {plan.steps} steps"
+    return {"cache": point.cache}, _line(point, points).strip()
 
 
 def draw_front(points: Sequence[Point], title: str, path: Path) -> None:
@@ -159,10 +172,11 @@ def draw_front(points: Sequence[Point], title: str, path: Path) -> None:
         raise MissingError("matplotlib, which draws the plot,", "pip install 'gesso[train]'") from error
     figure: Any = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    cached, plain = [one for one in points if one.cache], sorted((one for one in points if not one.cache), key=_speed)
-    for policy in dict.fromkeys(one.cache.partition(":")[0] for one in cached):
-        group = [one for one in cached if one.cache.partition(":")[0] == policy]
-        axes.scatter([one.speed for one in group], [one.ssim for one in group], s=18, label=policy)
+    plain = sorted((one for one in points if not one.cache), key=_speed)
+    cached = [one for one in points if one.cache and one.computed < one.steps]
+    for kind in dict.fromkeys(map(_kind, cached)):
+        group = [one for one in cached if _kind(one) == kind]
+        axes.scatter([one.speed for one in group], [one.ssim for one in group], s=18, label=kind)
     front = pareto_front(cached)
     axes.plot([one.speed for one in front], [one.ssim for one in front], color="black", linewidth=0.8, label="front")
     axes.plot([one.speed for one in plain], [one.ssim for one in plain], "x--", color="grey", label="fewer steps")
@@ -173,6 +187,13 @@ def draw_front(points: Sequence[Point], title: str, path: Path) -> None:
     ready_folder(path.parent)
     with written_aside(path) as aside:
         figure.savefig(aside, format=path.suffix[1:].lower(), dpi=120)
+
+
+def _kind(point: Point) -> str:
+    """The policy, and what it forecasts where it has a choice."""
+    settings = parse_cache(point.cache)
+    choice = len(granularities(settings.policy)) > 1 and settings.granularity
+    return f"{settings.policy} by {choice}" if choice else settings.policy
 
 
 def _speed(point: Point) -> float:

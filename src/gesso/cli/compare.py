@@ -114,8 +114,8 @@ def _requests(
         seed = next(value for value in (request.seed, seed, drawn_seed()) if value is not None)
         requests.append(request.model_copy(update={"seed": seed}))
 
-    from gesso.engine.caches import planned
     from gesso.engine.loading import load_planner
+    from gesso.engine.planning import planned
 
     check_machine(settings)
     for request in requests:

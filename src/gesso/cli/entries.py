@@ -13,11 +13,11 @@ def find_entry(options: Mapping[str, object]) -> "Entry":
     """The catalogue's entry of the model that the options name, or of the default one.
 
     Raises:
-        RequestError: no such model; the nearest names are offered.
+        RequestError: no such model; the nearest names are offered. Or it does not paint.
     """
     from gesso.weights import catalogue
 
-    return catalogue.find(str(options.get("model") or GenerationRequest.model_fields["model"].default))
+    return catalogue.find_painter(str(options.get("model") or GenerationRequest.model_fields["model"].default))
 
 
 def default_size(entry: "Entry") -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ import typer
 from gesso.cli.calibrate import cache_of_quality
 from gesso.cli.entries import default_size, find_entry, makes_videos
 from gesso.cli.likeness import check_likeness, paint_alike
+from gesso.cli.lora import fetch_missing
 from gesso.cli.machine import (
     Attention,
     Compile,
@@ -34,7 +35,7 @@ from gesso.cli.painting import tell_warnings, uninterrupted
 from gesso.cli.prompts import read_prompts
 from gesso.cli.resume import find_done, given_options
 from gesso.cli.view import View
-from gesso.errors import CancelledError, RequestError
+from gesso.errors import CancelledError, RejectedError, RequestError
 from gesso.events import Result
 from gesso.files import free_name, ready_folder
 from gesso.request import GenerationRequest, parse_request
@@ -147,8 +148,10 @@ def generate(
     settings = machine_settings({"output": output, **machine})
     check_template(name)
     fields, entry = _checked_fields(options)
+    chosen_cache = ""
     if quality is not None:
-        fields |= cache_of_quality(quality, fields, entry, settings)
+        cache, chosen_cache = cache_of_quality(quality, fields, entry, settings)
+        fields |= cache
     chosen = _chosen_format(format, entry)
     if file_quality is not None and (chosen is Format.PNG or not 1 <= file_quality <= 100):
         raise RequestError("file_quality", file_quality, "a whole number from 1 to 100 for webp, jpeg or mp4")
@@ -158,6 +161,8 @@ def generate(
     given = given_options(requests[0])
     folder = ready_folder(settings.output)
     with View(silent=as_json or quiet) as view:
+        if chosen_cache:
+            view.line(chosen_cache)
         texts = [request.prompt for request in requests]
         videos = chosen is Format.MP4
         done, seed = find_done(folder, texts, given, videos=videos) if resume else (set(), None)
@@ -175,10 +180,12 @@ def generate(
             command={"given": given, "first_seed": first_seed},
         )
         alike = (min_likeness, tries)
-        files = _paint_all(tasks, destination, settings, view, as_json=as_json, alike=alike)
+        files, rejected = _paint_all(tasks, destination, settings, view, as_json=as_json, alike=alike)
         view.line(f"{destination.counted(len(files))} in {time.perf_counter() - started:.1f} s")
     if open_ and files:
         typer.launch(str(files[0] if len(files) == 1 else folder))
+    if rejected:
+        raise RejectedError(rejected, len(tasks))
 
 
 def _checked_fields(options: dict[str, object]) -> "tuple[dict[str, object], Entry]":
@@ -218,21 +225,25 @@ def _paint_all(
     *,
     as_json: bool,
     alike: tuple[float | None, int | None],
-) -> list[Path]:
+) -> tuple[list[Path], list[int]]:
+    """The files that were written, and the seeds of pictures that the safety checker rejected."""
     if not tasks:
-        return []
+        return [], []
     view.line(f"loading {tasks[0].request.model}")
-    from gesso.engine.caches import planned
+    from gesso.engine.adapters import ModelAdapters
     from gesso.engine.loading import load_planner
+    from gesso.engine.planning import planned
 
     check_machine(settings)
     firsts = [task.request for task in tasks if task.image == 0] or [tasks[0].request]
     if planner := load_planner(tasks[0].request.model, settings.device, settings.dtype):
+        fetch_missing(firsts[0], ModelAdapters(planner).family, view)
         for request in firsts:  # the last prompt's mistake is found before the first prompt's pictures are made
             planned(planner, request, attention=settings.attention)
     settings = with_memory_mode(settings, firsts, view)
 
     files: list[Path] = []
+    rejected: list[int] = []
     told: set[str] = set()
     try:
         with new_engine(settings) as engine:
@@ -240,16 +251,36 @@ def _paint_all(
             view.begin_bar("painting", len(tasks), unit)
             painted = paint_alike(engine, (task.request for task in tasks), view, *alike)
             for task, result in zip(tasks, painted, strict=True):
+                if isinstance(result, RejectedError):
+                    rejected += result.seeds[:1]
+                    _tell_rejected(task, result, view, as_json=as_json)
+                    continue
                 with uninterrupted():
                     files.append(destination.save(task, result))
                     view.result(_result_line(task, result, files[-1], as_json=as_json))
                 tell_warnings(result, view, told)
+                if _safety(result) == "blurred":
+                    view.warn(f"{files[-1]}: blurred, because the safety checker flagged it")
     except (CancelledError, KeyboardInterrupt):
         kept = f"kept {len(files)} of {destination.counted(len(tasks))}"
         raise CancelledError(f"interrupted; {kept}; the same command with --resume makes the rest") from None
     finally:
         view.end_bar()
-    return files
+    return files, rejected
+
+
+def _safety(result: Result) -> str:
+    """What the safety checker's look came to: off, passed or blurred."""
+    verdict = result.metadata.get("safety")
+    return str(verdict.get("decision")) if isinstance(verdict, dict) else "off"
+
+
+def _tell_rejected(task: Task, error: RejectedError, view: View, *, as_json: bool) -> None:
+    """That a picture was painted and is not to be seen."""
+    view.warn(f"seed {error.seeds[0]}: not written, because the safety checker rejected it")
+    if as_json:
+        line = {"file": None, "prompt": task.request.prompt, "seed": error.seeds[0], "index": task.index}
+        view.result(json.dumps({**line, "image": task.image, "safety": "rejected"}, ensure_ascii=False))
 
 
 def _result_line(task: Task, result: Result, path: Path, *, as_json: bool) -> str:
@@ -264,6 +295,7 @@ def _result_line(task: Task, result: Result, path: Path, *, as_json: bool) -> st
         "width": result.image.width,
         "height": result.image.height,
         **({"frames": len(result.frames), "fps": result.fps} if result.frames else {}),
+        "safety": _safety(result),
         "metadata": result.metadata,
     }
     return json.dumps(line, ensure_ascii=False)

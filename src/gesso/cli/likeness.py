@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import TYPE_CHECKING
 
-from gesso.cli.painting import paint
+from gesso.cli.painting import paint_most
 from gesso.cli.view import View
-from gesso.errors import CancelledError, RequestError
+from gesso.errors import CancelledError, RejectedError, RequestError
 from gesso.events import Result
 from gesso.request import LARGEST_SEED, GenerationRequest, Identity
 
@@ -37,13 +37,13 @@ def check_likeness(least: float | None, tries: int | None, identity: Identity | 
 
 def paint_alike(
     engine: "Engine", requests: Iterable[GenerationRequest], view: View, least: float | None, tries: int | None
-) -> Iterator[Result]:
-    """As `paint`; of each request the first try that is at least so alike, else the best of all tries.
+) -> Iterator[Result | RejectedError]:
+    """As `paint_most`; of each request the first try that is at least so alike, else the best of all tries.
 
     A later try has another seed, which its record names. Without `least` every first try is taken.
     """
     own, theirs = tee(requests)
-    for request, first in zip(own, paint(engine, theirs, view), strict=False):
+    for request, first in zip(own, paint_most(engine, theirs, view), strict=False):
         best = first
         for number in range(1, tries or DEFAULT_TRIES) if least is not None else ():
             assert least is not None and request.seed is not None
@@ -51,18 +51,20 @@ def paint_alike(
                 break
             seed = (request.seed + number * _STRIDE) % (LARGEST_SEED + 1)
             try:
-                for other in paint(engine, [request.model_copy(update={"seed": seed})], view):
+                for other in paint_most(engine, [request.model_copy(update={"seed": seed})], view):
                     best = max(best, other, key=_likeness)
             except CancelledError:
                 yield best  # it is finished, as far as anybody wants to wait
                 raise
-        if least is not None and _likeness(best) < least:
+        if least is not None and isinstance(best, Result) and _likeness(best) < least:
             view.warn(f"likeness {_words(best)} after {tries or DEFAULT_TRIES} tries, not {least:g}; the best was kept")
         yield best
 
 
-def _likeness(result: Result) -> float:
-    """Of a picture without a face it is less than any."""
+def _likeness(result: Result | RejectedError) -> float:
+    """Of a picture without a face it is less than any, and of one that nobody is to see less still."""
+    if isinstance(result, RejectedError):
+        return -3.0
     value = result.metadata.get("likeness")
     return float(value) if isinstance(value, int | float) else -2.0
 

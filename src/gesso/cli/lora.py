@@ -12,6 +12,7 @@ from gesso.cli.view import View
 if TYPE_CHECKING:
     from gesso.adapters.store import AdapterStore
     from gesso.adapters.store_index import Adapter
+    from gesso.request import GenerationRequest
 
 lora = typer.Typer(help="List, show, pull and remove LoRAs.", invoke_without_command=True)
 
@@ -133,6 +134,23 @@ def remove_adapter(
         typer.echo(f"{adapter.path}: removed, {amount(freed)} freed")
 
 
+def fetch_missing(request: "GenerationRequest", family: str, view: View) -> None:
+    """Fetch the request's adapters that are not here, with a bar for each; the engine would do it without one.
+
+    Raises as `AdapterStore.ensure` does.
+    """
+    from gesso.adapters.sources import parse
+    from gesso.adapters.store import Wishes
+
+    store = _store()
+    for source in (parse(lora.source) for lora in request.lora):
+        if store.glance(source, Wishes(family=family)) is None:
+            try:
+                store.ensure(source, Wishes(family=family), watcher=_Watcher(view, source.shown))
+            finally:
+                view.end_bar()
+
+
 class _Watcher:
     """A fetch's progress as a bar of megabytes."""
 
@@ -190,6 +208,17 @@ def _what(adapter: "Adapter") -> str:
         return f"cannot be used: {error}"
 
 
+def _said(adapter: "Adapter") -> dict[str, str]:
+    """What an adapter's file says of itself."""
+    from gesso.adapters.formats.classification import classify
+    from gesso.errors import GessoError
+
+    try:
+        return classify(adapter.path).facts()
+    except GessoError:
+        return {}
+
+
 def _row(adapter: "Adapter") -> tuple[str, ...]:
     from gesso.weights.hub import amount
 
@@ -210,7 +239,8 @@ def _described(adapter: "Adapter") -> dict[str, Any]:
         origin.source + (f" at {origin.revision}" if origin.revision else "") + (" (private)" if origin.private else "")
         for origin in adapter.origins
     ]
-    facts = {name: fact for origin in reversed(adapter.origins) for name, fact in origin.facts.items()}
+    facts = _said(adapter)
+    facts |= {name: fact for origin in reversed(adapter.origins) for name, fact in origin.facts.items()}
     plain = {"what": _what(adapter), "size": amount(adapter.size), "SHA-256": adapter.sha256, "path": str(adapter.path)}
     return plain | facts | ({"source": sources} if sources else {})
 

@@ -252,7 +252,7 @@ def _described(entry: "Entry") -> "Iterator[tuple[str, object]]":
     """What there is to say of a model, line by line."""
     from gesso.weights import hub
 
-    left_out = ("sources", "parameters", "download", "gated")
+    left_out = ("sources", "parameters", "download", "gated", "needs")
     for field in dataclasses.fields(entry):
         if field.name not in left_out:
             yield field.name, getattr(entry, field.name)
@@ -263,6 +263,8 @@ def _described(entry: "Entry") -> "Iterator[tuple[str, object]]":
         yield "memory", f"{hub.amount(sum(memory.values()))} of weights in bfloat16: {parts}"
     if entry.download:
         yield "download", f"about {hub.amount(entry.download)}"
+    for need in entry.needs:
+        yield "needs", need
     for source in entry.sources:
         yield "pulled", f"{', '.join(source.patterns)} of {source.repository}, {source.revision or 'main branch'}"
 

@@ -62,12 +62,13 @@ def request_fields(options: Mapping[str, object], default_size: tuple[int, int] 
     Raises:
         RequestError: a number or a size cannot be read, or two options say the size.
     """
-    fields = {
-        name: value for name, value in options.items() if name in GenerationRequest.model_fields and value is not None
-    }
+    given = {name: value for name, value in options.items() if value is not None and value != []}
+    fields = {name: value for name, value in given.items() if name in GenerationRequest.model_fields}
     for name, value in fields.items():
         if isinstance(value, str):
             fields[name] = _read(name, value)
+        elif isinstance(value, list):
+            fields[name] = tuple(value)
     fields |= _size(options, default_size)
     return fields | _identity(options)
 
@@ -86,6 +87,12 @@ def _field_parameters() -> list[inspect.Parameter]:
     made = []
     for name, field in GenerationRequest.model_fields.items():
         if name == "prompt":  # an argument, not an option
+            continue
+        if _is_repeated(field):
+            option = typer.Option(
+                *_spellings(name, list), help=_help(name, field), rich_help_panel=PANEL, metavar=_metavar(field)
+            )
+            made.append(_keyword(name, list[str] | None, option, None))
             continue
         kind = bool if _plain_type(field) is bool else str  # numbers are read here and refused in the schema's words
         default = _COMMAND_LINE_DEFAULTS.get(name, field.default if kind is bool else None)
@@ -161,7 +168,14 @@ def _plain_type(field: FieldInfo) -> object:
     return get_args(plain)[0] if get_origin(plain) is Annotated else plain
 
 
+def _is_repeated(field: FieldInfo) -> bool:
+    """Whether the option is given once for each of several, none of which may stand for all."""
+    return get_origin(field.annotation) is tuple
+
+
 def _metavar(field: FieldInfo) -> str:
+    if _is_repeated(field):
+        return "SOURCE[::SCALE]"
     if _is_list(field):
         return "NUMBER,..."
     return {int: "INTEGER", float: "NUMBER"}.get(cast("type", _plain_type(field)), "TEXT")
@@ -175,6 +189,8 @@ def _help(name: str, field: FieldInfo, kind: type[BaseModel] = GenerationRequest
     text = field.description or ""
     allowed = allowed_values(name, kind)
     notes = [allowed] if allowed and "characters" not in allowed else []
+    if kind is GenerationRequest and _is_repeated(field):
+        notes = [f"repeatable, {allowed}"]
     if name in ("model", "num_images"):
         notes.append(f"default {field.default}")
     return f"{text} ({'; '.join(notes)})" if notes else text

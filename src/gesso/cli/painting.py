@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gesso.cli.view import View
-from gesso.errors import CancelledError
+from gesso.errors import CancelledError, RejectedError
 from gesso.events import Cancelled, Done, Failed, Progress, Result
 from gesso.request import GenerationRequest
 
@@ -22,13 +22,21 @@ _HANDED_IN = 64  # enough to fill any batch, few enough that ten thousand pictur
 
 
 def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result]:
-    """Yields the picture of each request, in order. Each request asks for one.
+    """As `paint_most`, but a picture that the safety checker rejects raises its RejectedError."""
+    for painted in paint_most(engine, requests, view):
+        if isinstance(painted, RejectedError):
+            raise painted
+        yield painted
+
+
+def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result | RejectedError]:
+    """Yields the picture of each request, in order, or that the safety checker rejects it. Each request asks for one.
 
     Leaving the iteration early cancels the rest. Ctrl-C yields what is finished by then, and then raises.
 
     Raises:
         CancelledError: Ctrl-C.
-        GessoError: whatever made a request fail; those before it have been yielded.
+        GessoError: whatever else made a request fail; those before it have been yielded.
     """
     waiting = iter(requests)
     jobs: deque[Job] = deque()
@@ -39,7 +47,7 @@ def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -
                 jobs.append(engine.submit(request))
             if not jobs:
                 return
-            results = _follow(jobs[0], done, view)
+            results: tuple[Result | RejectedError, ...] = _follow(jobs[0], done, view)
             jobs.popleft()
             done += len(results)
             yield from results
@@ -76,13 +84,15 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _follow(job: "Job", done: int, view: View) -> tuple[Result, ...]:
+def _follow(job: "Job", done: int, view: View) -> tuple[Result | RejectedError, ...]:
     for event in job.events():
         match event:
             case Progress(stage="step", step=step, steps=steps):
                 view.move_bar(done + min(step / steps, 0.99))
             case Done(results=results):
                 return results
+            case Failed(error=RejectedError() as error):
+                return (error,)
             case Failed(error=error):
                 raise error.with_traceback(None)
             case Cancelled():
@@ -92,7 +102,7 @@ def _follow(job: "Job", done: int, view: View) -> tuple[Result, ...]:
     raise CancelledError
 
 
-def _stopped(jobs: Iterable["Job"]) -> Iterator[Result]:
+def _stopped(jobs: Iterable["Job"]) -> Iterator[Result | RejectedError]:
     """Stops every job after its running step and yields the pictures that were finished by then."""
     stopped = list(jobs)
     for job in stopped:
@@ -101,3 +111,5 @@ def _stopped(jobs: Iterable["Job"]) -> Iterator[Result]:
         last = job.wait()
         if isinstance(last, Done | Cancelled):
             yield from last.results
+        elif isinstance(last.error, RejectedError):
+            yield last.error

@@ -40,18 +40,20 @@ def plan(
     entry.require_files()
     settings = machine_settings({"device": device, "dtype": dtype, "memory": memory})
 
-    from gesso.engine.caches import planned
+    from gesso.engine.adapters import adapter_bytes
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline, load_planner
+    from gesso.engine.planning import planned
 
     place, kind = check_device(settings.device or default_device()), settings.dtype
     planner = load_planner(request.model, place, kind) or load_pipeline(request.model, place, kind)
     made = planned(planner, request, attention=settings.attention)
     foreseen, chosen = _memory(planner, made, settings.memory, place)
+    adapters = adapter_bytes(planner, made)
     speed = measured_speed(place)
     if as_json:
-        modes = {"memory": foreseen, "memory_mode": chosen}
-        typer.echo(json.dumps({**_as_object(made, speed, place), **modes}, ensure_ascii=False))
+        more = {"memory": foreseen, "memory_mode": chosen, "adapters": dict(adapters)}
+        typer.echo(json.dumps({**_as_object(made, speed, place), **more}, ensure_ascii=False))
         return
     pictures, noun, length = made.request.num_images, "picture", ""
     if makes_videos(entry):
@@ -63,12 +65,13 @@ def plan(
         ("steps", f"{made.steps} a {noun}"),
         ("work", f"{made.cost.flops / 1e9:,.1f} GFLOP, {made.cost.bytes / 2**20:,.0f} MiB moved, a {noun}"),
         *_cache_lines(made, noun),
+        *_adapter_lines(made, adapters),
         *_memory_lines(made, foreseen, chosen),
         (
             "seconds",
             f"{made.cost.flops * pictures / speed:.3f} at least ({place} multiplies at {speed / 1e9:,.0f} GFLOP/s)",
         ),
-        ("download", "nothing, its files are here"),
+        ("download", ", ".join(name for name, size in adapters if size is None) or "nothing, its files are here"),
     ):
         typer.echo(f"{name:<10}{value}")
     for warning in made.warnings:
@@ -79,7 +82,7 @@ def _memory(planner: "Pipeline", made: "Plan", wanted: str, device: str) -> tupl
     """Bytes at most by memory mode, and the mode that would be taken, None where nothing fits."""
     from gesso.engine.memory import choose, peaks
 
-    foreseen = {str(mode): size for mode, size in peaks(planner, made).items()}
+    foreseen = {str(mode): size for mode, size in peaks(planner, made, wanted).items()}
     try:
         return foreseen, str(choose(wanted, planner, made, device))
     except OutOfMemoryError:
@@ -102,6 +105,13 @@ def _cache_lines(made: "Plan", noun: str) -> "Iterator[tuple[str, str]]":
     yield "", f"{made.cache_bytes / 2**20:,.2f} MiB of features in {place}, a {noun}"
 
 
+def _adapter_lines(made: "Plan", adapters: "list[tuple[str, int | None]]") -> "Iterator[tuple[str, str]]":
+    """Each adapter, its scale, and what it adds to the memory below."""
+    for lora, (name, size) in zip(made.request.lora, adapters, strict=True):
+        held = "not here yet, so that its memory is not counted" if size is None else f"{size / 2**20:,.1f} MiB"
+        yield "lora", f"{name} at {lora.scale:g}, {held}"
+
+
 def _memory_lines(made: "Plan", foreseen: dict[str, int], chosen: str | None) -> "Iterator[tuple[str, str]]":
     """The most memory at once in each mode, weights included; a star at the one that would be taken now."""
     for number, (name, size) in enumerate((foreseen or {"full": made.peak_bytes}).items()):
@@ -109,8 +119,6 @@ def _memory_lines(made: "Plan", foreseen: dict[str, int], chosen: str | None) ->
         yield "memory" if not number else "", f"{size / 2**20:>9,.0f} MiB at most, {name}{star}"
     if chosen is None:
         yield "", "more than is free: no mode fits that leaves pictures as they are"
-    elif foreseen and chosen not in foreseen:
-        yield "", f"with {chosen}"
 
 
 def measured_speed(device: str) -> float:

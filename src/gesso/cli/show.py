@@ -195,10 +195,31 @@ def _changes(record: Record, result: "Result") -> Iterator[str]:
         then = record.versions.get(name, "unknown")
         if then != version:
             yield f"{name} was {then}, is {version}"
+    yield from _adapter_changes(record, result)
     for name in ("device", "dtype", "attention", "compiled"):
         then, now = (data.get(name, _PLAIN.get(name)) for data in (record.data, result.metadata))
         if then != now:
             yield f"{name} was {then}, is {now}"
+    yield from _safety_change(record, result)
+
+
+def _safety_change(record: Record, result: "Result") -> Iterator[str]:
+    """That the picture was looked at otherwise when it was made, so that it may be blurred now, or then."""
+    then, now = (data.get("safety") for data in (record.data, result.metadata))
+    then, now = (verdict if isinstance(verdict, dict) else {"decision": "off"} for verdict in (then, now))
+    if then.get("model") != now.get("model"):
+        yield f"the safety checker was {str(then.get('model'))[:23]}, is {str(now.get('model'))[:23]}"
+    if then["decision"] != now["decision"]:
+        yield f"the safety checker's decision was {then['decision']}, is {now['decision']}"
+
+
+def _adapter_changes(record: Record, result: "Result") -> Iterator[str]:
+    """Which adapters' files are others than they were; both lists are in the order of the request."""
+    then, now = (cast("list[dict[str, object]]", data.get("lora") or []) for data in (record.data, result.metadata))
+    for old, new in zip(then, now, strict=False):
+        if old.get("digest") != new.get("digest"):
+            digests = (str(each.get("digest"))[:23] for each in (old, new))
+            yield f"the adapter {new.get('source')} changed: {'… then, '.join(digests)}… now"
 
 
 def _file_changes(file: Path, record: Record) -> Iterator[str]:
@@ -220,6 +241,10 @@ def _rows(record: Record) -> Iterator[tuple[str, object]]:
     for name, value in record.request.model_dump(mode="json").items():
         if name == "cache" and record.request.cache is not None:
             yield name, spelled(record.request.cache)
+        elif name == "lora":
+            yield from (
+                (name, f"{each['source']}::{1 if each['scale'] is None else each['scale']:g}") for each in value
+            )
         elif value not in (None, ""):
             yield name, value
     yield "this picture", f"number {record.index}, seed {record.seed}"
@@ -235,7 +260,16 @@ def _rows(record: Record) -> Iterator[tuple[str, object]]:
     if "likeness" in record.data:
         likeness = record.data["likeness"]
         yield "likeness", "unknown, no face is seen" if likeness is None else likeness
+    yield from _safety_row(record)
     seconds = record.data.get("seconds")
     if isinstance(seconds, dict):
         yield "seconds", ", ".join(f"{stage} {value}" for stage, value in cast("dict[str, float]", seconds).items())
     yield "pixels", record.pixels
+
+
+def _safety_row(record: Record) -> Iterator[tuple[str, object]]:
+    """What a safety checker made of the picture, where it was looked at."""
+    verdict = record.data.get("safety")
+    if isinstance(verdict, dict) and verdict.get("decision") != "off":
+        why = f" ({verdict['reason']})" if verdict.get("reason") else ""
+        yield "checked", f"{verdict.get('decision')}{why}, score {verdict.get('score')}, by {verdict.get('model')}"

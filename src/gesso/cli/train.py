@@ -20,6 +20,12 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Of the recipe lora: what it is for, by name or path.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="Of lora: pictures with captions, or JSON lines.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's newest checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="An error as one JSON object; the list as JSON.")] = False,
 ) -> None:
@@ -27,6 +33,7 @@ def train(
 
     The folder holds checkpoints, the loss log (JSON lines) and sample sheets.
     A recipe is a Python function that returns the whole configuration; --set changes single values of it.
+    lora trains a LoRA of a model that is here: gesso train lora --model flux-nano --data FOLDER -o OUT.
     """
     from gesso import training
     from gesso.training import recipes
@@ -36,11 +43,13 @@ def train(
         typer.echo(json.dumps(names) if as_json else "\n".join(names))
         return
     overrides = dict(_change(text) for text in changes or ())
-    recipes.override(recipes.load(recipe), overrides)  # refuses a wrong name or value before the bar is drawn
+    theirs = None if data is None else str(data)
+    recipes.override(recipes.load(recipe, model=model, data=theirs), overrides)  # refuses what is wrong before the bar
     folder = output or _DEFAULT_FOLDER / recipe  # made once the task can be
     with View(silent=as_json) as view:
         try:
-            last = training.run(recipe, folder, overrides, resume=resume, report=_reporter(recipe, view))
+            report = _reporter(recipe, view)
+            last = training.run(recipe, folder, overrides, model=model, data=data, resume=resume, report=report)
         except KeyboardInterrupt:
             raise CancelledError(f"interrupted; the same command with --resume goes on in {folder}") from None
     typer.echo(json.dumps({"folder": str(folder), **last}))

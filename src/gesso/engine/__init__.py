@@ -5,6 +5,11 @@ job         a request as its owner sees it
 shared      ``generate``: one engine a process
 loading     puts a model together
 loop        the thread: admit, group, pick, step, tell, decode
+admission   from a job to a request under way: its model, its plan, its adapters
+planning    a plan with all that the engine adds to it
+caches      step caches of requests
+adapters    LoRAs of requests
+fetching    LoRAs come, beside the loop's work
 standing    who outranks whom, by priorities and deadlines: pure functions
 scheduler   among equals, who begins and who steps next: pure functions
 accounts    what was used, and how long it takes

@@ -1,6 +1,6 @@
 """Step caches as the engine uses them: planned with the request, put onto a model's network, freed with each picture.
 
-Here: whether a cache fits a model and what it will hold (`planned`, `check_room`), the caches that are on a model's
+Here: whether a cache fits a model and what it will hold (`with_cache`, `check_room`), the caches that are on a model's
 network (`Caches`), and one picture's part in one (`Cached`). Not here: what a cache does (`caching`), who steps with
 whom (`groups`). PyTorch is not imported before a request has a cache.
 """
@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from gesso.cache_settings import CacheSettings, spelled
 from gesso.devices import CPU
+from gesso.engine.accounts import Pace
 from gesso.engine.device import free_bytes, release_memory
 from gesso.errors import FileError, OutOfMemoryError, RequestError
 from gesso.fronts import Point, expected, read_points
@@ -22,10 +24,8 @@ from gesso.settings import load_settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from gesso.cache_settings import CacheSettings
     from gesso.caching.attach import Attached
     from gesso.caching.policy_choice import Policy
-    from gesso.request import GenerationRequest
 
 SMALLER = ("--cache with granularity=trunk", "with offload=true", "without it")
 _READABLE = ("", "sdpa", "math", "cudnn")
@@ -35,13 +35,13 @@ _READABLE = ("", "sdpa", "math", "cudnn")
 # ---- before the first step ------------------------------------------------------------------------------------------
 
 
-def planned(pipeline: Pipeline, request: GenerationRequest, *, attention: str = "") -> Plan:
-    """The pipeline's plan, with all that the request's step cache means: blanks filled, bytes, warnings.
+def with_cache(pipeline: Pipeline, plan: Plan, *, attention: str = "") -> Plan:
+    """The plan with all that its request's step cache means: blanks filled, bytes, warnings.
 
-    The pipeline may be on the meta device. `attention` is the kernel in force. Raises as the pipeline's `plan` does,
-    and RequestError for a cache that does not fit the model, its steps, or the kernel.
+    The pipeline may be on the meta device. `attention` is the kernel in force. Raises RequestError for a cache that
+    does not fit the model, its steps, or the kernel.
     """
-    plan = pipeline.plan(request)
+    request = plan.request
     if request.cache is None:
         return plan
     network = _network_of(pipeline)
@@ -68,7 +68,7 @@ def planned(pipeline: Pipeline, request: GenerationRequest, *, attention: str = 
         peak_bytes=weights + (max(held.values()) if held else on_device),
         activations=held,
         cache_bytes=kept,
-        warnings=(*plan.warnings, *_warnings(pipeline, policy, plan)),
+        warnings=(*plan.warnings, *_warnings(pipeline, policy, plan, settings)),
     )
 
 
@@ -114,8 +114,8 @@ def _kept_bytes(pipeline: Pipeline, network: nn.Module, settings: CacheSettings,
     )
 
 
-def _warnings(pipeline: Pipeline, policy: Policy, plan: Plan) -> Iterator[str]:
-    """Of a cache that does nothing, and of one that harms more than it saves."""
+def _warnings(pipeline: Pipeline, policy: Policy, plan: Plan, settings: CacheSettings) -> Iterator[str]:
+    """Of a cache that does nothing, of one that harms more than it saves, and of one of which nobody knows either."""
     full, name = policy.full_steps(plan.steps), plan.request.model
     if full == plan.steps:
         yield f"cache has no effect: all {plan.steps} steps are computed; take more steps, or a smaller warmup"
@@ -124,6 +124,12 @@ def _warnings(pipeline: Pipeline, policy: Policy, plan: Plan) -> Iterator[str]:
         yield (
             f"{name} is distilled to few steps, too far apart to be forecast from one another: the cache leaves out at "
             f"most {forecast} of {plan.steps}, and the picture loses what these would have drawn; better without it"
+        )
+    elif policy.adapts and expected(_points(pipeline, name), settings, plan.steps) is None:
+        asked = spelled(plan.request.cache or settings)
+        yield (
+            f"what {asked} saves and costs on {name} at {plan.steps} steps was not measured; first: "
+            f"gesso calibrate {name} --steps {plan.steps} --cache {asked}"
         )
 
 
@@ -137,12 +143,23 @@ def _network_of(pipeline: Pipeline) -> nn.Module | None:
 
 @dataclass(eq=False)
 class _Shared:
-    """A cache on a network, the pictures that are painted with it, and what was measured of it and others."""
+    """A cache on a network, the pictures that are painted with it, and what was measured of it and others.
+
+    `full` and `forecast` are how long steps of either kind took lately, in the company that they had.
+    """
 
     attached: Attached
     settings: CacheSettings
     points: list[Point]
     pictures: set[Cached] = field(default_factory=set)
+    full: Pace = field(default_factory=Pace)
+    forecast: Pace = field(default_factory=Pace)
+
+    @property
+    def share(self) -> float:
+        """What a forecast step takes of a full one; 1 before both were seen."""
+        full, forecast = self.full.of(1, 1), self.forecast.of(1, 1)
+        return min(forecast / full, 1.0) if full and forecast is not None else 1.0
 
 
 class Caches:
@@ -212,6 +229,20 @@ class Cached:
     def decision(self, step: int, of: int) -> Hashable:
         """What the step will do. Pictures may share it whose decisions are equal."""
         return id(self.attached), self.attached.begin_step(self, step, of, grid=self._grid)
+
+    def charged(self, flops: int, seconds: float) -> int:
+        """Of a step's FLOPs those that it is charged, once it is done: for a forecast the share that it took."""
+        full = self.attached.taken(self).endswith("F")
+        (self._shared.full if full else self._shared.forecast).saw(seconds, flops)
+        return flops if full else round(flops * self._shared.share)
+
+    def outlook(self, step: int, of: int) -> float:
+        """What the steps from this one on will take, as a share of as many full ones; at most, where that is open."""
+        policy, left = self.attached.policy, of - step
+        if not left or policy.adapts:
+            return 1.0
+        forecast = left - policy.full_steps(of, since=step)
+        return 1 - (1 - self._shared.share) * forecast / left
 
     def end(self) -> None:
         """Free all that is kept for it. Nothing happens the second time."""

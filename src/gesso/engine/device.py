@@ -79,7 +79,10 @@ def free_bytes(device: str) -> int | None:
 
 
 def _free_host_bytes() -> int | None:
-    """Memory that can be had without swapping, in the machine and in the container: what only caches files counts."""
+    """Memory that can be had without swapping, in the machine, the container and the process (`ulimit -v`).
+
+    What only caches files counts as free.
+    """
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -90,6 +93,13 @@ def _free_host_bytes() -> int | None:
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
         files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         found.append(max(0, most - int((group / "memory.current").read_text(encoding="ascii")) + files))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # there is none on Windows
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        if most != resource.RLIM_INFINITY:
+            found.append(max(0, most - pages * resource.getpagesize()))
     if not found and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)

@@ -15,9 +15,11 @@ from typing import Self
 
 from gesso.devices import check_dtype, check_name
 from gesso.engine.acceleration import PLAIN, Acceleration
+from gesso.engine.admission import Load
 from gesso.engine.budget import parse_budget
 from gesso.engine.job import Job
-from gesso.engine.loop import Load, Loop
+from gesso.engine.loop import Loop
+from gesso.engine.safety import Guard
 from gesso.engine.scheduler import Policy, check_policy
 from gesso.engine.standing import HIGHEST, LOWEST
 from gesso.errors import RequestError, RunError
@@ -59,6 +61,9 @@ class Engine:
             for what is free on the device. For another model those go that have had nothing to do for longest; one that
             is in use is waited for, and one that is larger than the budget is loaded alone. None takes the setting,
             which is to keep models until memory runs out, and then to let go of idle ones.
+        adapter_memory: what adapters of requests may take in memory, those of all models together: bytes, or an amount.
+            Those in no use for longest go first; requests that want more at once than fit wait for others. None takes
+            the setting.
         load: makes a pipeline from a model's name or path, a device and a dtype; None is the catalogue's. For tests
             and for models that no catalogue knows.
 
@@ -85,6 +90,7 @@ class Engine:
         max_batch: int = 16,
         preview_every: int = 0,
         model_budget: int | str | None = None,
+        adapter_memory: int | str | None = None,
         load: Load | None = None,
     ) -> None:
         checked: Policy = check_policy(policy)
@@ -92,13 +98,16 @@ class Engine:
             raise RequestError("max_batch", max_batch, "a whole number above 0")
         self._preview_every = _checked_interval(preview_every)
         settings = load_settings({"device": device, "dtype": dtype, "attention": attention, "compile": compile})
+        adapters = load_settings({"adapter_memory": adapter_memory}).adapter_memory
         budget = parse_budget(load_settings({"model_budget": model_budget}).model_budget)
         device = None if settings.device is None else check_name(settings.device)
         dtype = None if settings.dtype is None else check_dtype(settings.dtype)
         acceleration = Acceleration(attention=settings.attention, compile=settings.compile)
         measure = _measure if load is None else None
         loader = _loader(load, acceleration, check_memory(load_settings({"memory": memory}).memory))
-        self._loop = Loop(loader, device, dtype, checked, max_batch, acceleration.record, budget, measure)
+        self._guard = Guard(settings)
+        how = acceleration.record
+        self._loop = Loop(loader, device, dtype, checked, max_batch, how, budget, measure, adapters, self._guard)
         # The thread knows the loop and not the engine, so that a forgotten engine can be collected and closes itself.
         self._thread = threading.Thread(target=self._loop.run, name=f"gesso-engine-{device or 'auto'}", daemon=True)
         self._starting = threading.Lock()
@@ -168,6 +177,7 @@ class Engine:
     ) -> list[Result]:
         """Paint one request, or several together, and wait for the pictures: in order of requests, then of images.
 
+        Pictures that the safety checker rejected are not among them; where all of a request are, it has failed.
         An error, and Ctrl-C, cancels those requests of this call that are not finished, and is raised.
 
         Args:
@@ -191,6 +201,15 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Stop a job before its next step; the pictures it has finished are kept. Harmless if it has ended."""
         self._loop.inbox.cancel(job)
+
+    def counters(self) -> dict[str, dict[str, float]]:
+        """What was done since the engine was made, for metrics, by what it was done for; safe to ask at any time.
+
+        ``adapters``: how many are in memory (``entries``, of them ``pinned``), in how many ``bytes`` of what ``limit``,
+        ``hits``, ``misses`` and ``evictions`` there; of files how many were ``kept``, ``fetched`` and ``failed``.
+        ``safety``: how many finished pictures were not looked at (``off``), ``passed``, ``blurred`` and ``rejected``.
+        """
+        return {"adapters": self._loop.fetching.counters(), "safety": self._guard.counters()}
 
     def close(self, *, finish: bool = True) -> None:
         """Take no more requests, finish those under way, or with ``finish=False`` cancel them, and wait for the thread.

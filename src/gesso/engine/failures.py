@@ -6,6 +6,7 @@ traceback holds. Who is told, and what happens to the other requests, is the loo
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -48,6 +49,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
     """Whether memory ran out: Python's, the device's, or PyTorch's own for tensors in main memory."""
     if isinstance(problem, MemoryError | OutOfMemoryError):
         return True
+    if isinstance(problem, OSError):  # of a file that cannot be mapped
+        return problem.errno == errno.ENOMEM
     torch = sys.modules.get("torch")  # If nobody loaded it, nobody raised its error.
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         return True

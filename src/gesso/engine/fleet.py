@@ -22,8 +22,8 @@ from gesso.engine.flight import Model, Row, Run
 from gesso.engine.job import Job
 from gesso.engine.memory import needed, options
 from gesso.engine.places import Places
-from gesso.errors import GessoError
-from gesso.events import Cancelled, Done, Failed, Result
+from gesso.errors import GessoError, RejectedError
+from gesso.events import Cancelled, Done, Failed, Rejected, Result
 from gesso.pipelines.contract import Pipeline
 
 
@@ -57,6 +57,12 @@ class Fleet:
     def busy(self) -> bool:
         """Whether there is anything left to do."""
         return bool(self.arrived) or any(model.runs for model in self.models)
+
+    @property
+    def resting(self) -> bool:
+        """Whether all that is left to do waits for something that is prepared elsewhere, or nothing is left."""
+        preparing = sum(len(model.preparing) for model in self.models)
+        return preparing == len(self.runs) and bool(preparing or not self.arrived)
 
     @property
     def rows(self) -> list[Row]:
@@ -132,6 +138,7 @@ class Fleet:
             return False
         self.models.remove(gone)
         gone.caches.detach()
+        gone.adapters.detach()
         self.names = {name: model for name, model in self.names.items() if model is not gone}
         del gone
         release_memory()
@@ -139,19 +146,30 @@ class Fleet:
 
     # Ends.
 
-    def finish(self, row: Row, result: Result) -> None:
+    def finish(self, row: Row, result: Result | Rejected) -> None:
         """Keep a finished picture; ``end_if_done`` ends its job if that was the last."""
         run = row.run
-        run.results[row.image] = result
+        if isinstance(result, Result):
+            run.results[row.image] = result
+        else:
+            run.rejected[row.image] = result
         run.model.land(run)
         run.model.drop([row])
 
     def end_if_done(self, run: Run) -> None:
         """End the job that has all its pictures."""
-        if len(run.results) == run.plan.request.num_images:
-            run.model.runs.remove(run)
-            run.model.dated.pop(run, None)
-            run.job.end(Done(job=run.job.id, results=run.finished))
+        count = run.plan.request.num_images
+        if len(run.results) + len(run.rejected) < count:
+            return
+        run.model.runs.remove(run)
+        run.model.dated.pop(run, None)
+        run.held.release()
+        rejected = tuple(run.rejected[image] for image in sorted(run.rejected))
+        if run.results:
+            run.job.end(Done(job=run.job.id, results=run.finished, rejected=rejected))
+        else:
+            error = RejectedError([each.seed for each in rejected], count)
+            run.job.end(Failed(job=run.job.id, error=error))
 
     def drop(self, jobs: Iterable[Job]) -> None:
         """Cancel what of these is still outstanding: their states go, their finished pictures stay."""
@@ -191,8 +209,11 @@ class Fleet:
         """Let go of the models, when the loop has ended and so has every job."""
         self.arrived.clear()
         self.names.clear()
+        for run in self.runs:
+            run.held.release()
         for model in self.models:
             model.caches.detach()
+            model.adapters.detach()
         self.models.clear()
         with contextlib.suppress(Exception):  # A device that is broken for good has nobody left to be told.
             release_memory()

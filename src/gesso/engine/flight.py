@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gesso.engine.accounts import Lane, Pace, whole
+from gesso.engine.adapters import Held, ModelAdapters
 from gesso.engine.caches import Cached, Caches
 from gesso.engine.job import Job
 from gesso.engine.places import Places
 from gesso.engine.scheduler import OVERDRAFT, SHARE, Rank, lets_others_begin, may_join
 from gesso.engine.standing import ORDINARY, Claim, Standing
-from gesso.events import Result
+from gesso.events import Rejected, Result
 from gesso.pipelines.contract import Output, Pipeline, Plan
 
 
@@ -30,10 +31,12 @@ class Run:
         job: whom to tell.
         model: what paints it.
         plan: the request without blanks.
+        held: its adapters; there once its pictures may begin.
         waiting: pictures to begin, in order.
         conditioning: what ``encode`` made, shared by all its pictures; there once ``encoded``, when the first begins.
         begun: how often a picture of it was begun.
         results: finished pictures by index.
+        rejected: likewise those that nobody is to see.
         seconds: by stage, what was spent on the request as a whole (load, encode).
         company: how many requests were encoded with this one, itself included.
         standing: whom it outranks this turn.
@@ -44,10 +47,12 @@ class Run:
     model: Model
     plan: Plan
     waiting: deque[int]
+    held: Held = field(default_factory=Held)
     conditioning: Any = None
     encoded: bool = False
     begun: int = 0
     results: dict[int, Result] = field(default_factory=dict)
+    rejected: dict[int, Rejected] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     company: int = 1
     standing: Standing = ORDINARY
@@ -103,7 +108,7 @@ class Row:
         last_turn: the loop's turn in which it last stepped, or was begun.
         company: the most rows that shared a batch with it, itself included.
         seconds: spent in the steps it took part in.
-        spent: FLOPs of its own share of these.
+        spent: FLOPs of its own share of these, forecast ones counted like any other.
         solitary: until it is done nothing else begins, since it did not fit beside others.
         cached: its part in a step cache, where its request has one.
     """
@@ -125,13 +130,25 @@ class Row:
         return None if self.cached is None else self.cached.decision(self.steps_done, self.state.total)
 
     @property
+    def mixing(self) -> Hashable:
+        """Pictures may step together where it is equal, whatever adapters each of them has."""
+        return self.run.held.mixing
+
+    @property
     def steps_done(self) -> int:
         return self.state.total - self.state.remaining
+
+    def stepped(self, flops: int, seconds: float) -> int:
+        """It took a step of so many FLOPs. Returns what it is charged: less for a forecast one."""
+        self.spent += flops
+        return flops if self.cached is None else self.cached.charged(flops, seconds)
 
     @property
     def left(self) -> int:
         """FLOPs that it still takes: at least those of its next step, whatever its plan says."""
         planned = whole(self.run.plan.cost.flops) - self.spent
+        if self.cached is not None:
+            planned = whole(planned * self.cached.outlook(self.steps_done, self.state.total))
         return max(planned, whole(self.state.cost.flops)) if self.state.remaining else max(planned, 0)
 
 
@@ -166,6 +183,7 @@ class Model:
         number: which model of the engine it is.
         places: how many of its pictures step together at most.
         runs: its admitted requests, in order of arrival.
+        preparing: those of them whose adapters are not there yet.
         queues: by priority, those of them with pictures left to begin, in the order in which they may.
         dated: those of them with a deadline.
         solitary: those of them whose next picture begins when nothing else is under way.
@@ -175,6 +193,7 @@ class Model:
         lanes: accounts by priority.
         pace: how fast it is.
         caches: step caches on its network.
+        adapters: adapters on its networks.
         last_turn: the loop's turn in which it last had something to do.
     """
 
@@ -182,6 +201,7 @@ class Model:
     number: int
     places: Places
     runs: list[Run] = field(default_factory=list)
+    preparing: dict[Run, None] = field(default_factory=dict)
     queues: defaultdict[int, deque[Run]] = field(default_factory=lambda: defaultdict(deque))
     dated: dict[Run, None] = field(default_factory=dict)
     solitary: dict[Run, None] = field(default_factory=dict)
@@ -191,14 +211,24 @@ class Model:
     lanes: defaultdict[int, Lane] = field(default_factory=lambda: defaultdict(Lane))
     pace: Pace = field(default_factory=Pace)
     caches: Caches = field(init=False)
+    adapters: ModelAdapters = field(init=False)
     last_turn: int = 0
 
     def __post_init__(self) -> None:
         self.caches = Caches(self.pipeline)
+        self.adapters = ModelAdapters(self.pipeline)
+
+    def expect(self, run: Run) -> None:
+        """Take in a request that has to wait for its adapters; ``admit`` follows when they are there."""
+        self.runs.append(run)
+        self.preparing[run] = None
 
     def admit(self, run: Run, most_used: int) -> None:
         """Take in a request. Where its priority had nothing to do, its account goes on from ``most_used``."""
-        if not any(other.priority == run.priority for other in self.runs):
+        if run in self.preparing:
+            del self.preparing[run]
+            self.runs.remove(run)
+        if not any(other.priority == run.priority for other in self.runs if other not in self.preparing):
             run.lane.used = max(run.lane.used, most_used)
         run.used = run.lane.floor
         run.standing = Standing(run.priority)
@@ -286,6 +316,8 @@ class Model:
         for priority, queue in self.queues.items():
             self.queues[priority] = deque(run for run in queue if run not in runs)
         for run in runs:
+            run.held.release()
+            self.preparing.pop(run, None)
             self.flying.pop(run, None)
             self.dated.pop(run, None)
             self.solitary.pop(run, None)

@@ -16,14 +16,15 @@ _T = TypeVar("_T")
 
 
 def step_groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that may step together: same model, equal batch keys, and equal decisions of one step cache or without any.
+    """Rows that may step together: same model, equal batch keys, equal decisions of one step cache or without any, and
+    adapters that may be mixed.
 
     A row that runs alone is a group of its own.
     """
     groups: dict[Hashable, list[Row]] = {}
     for row in rows:
         own = row.arrival if row.run.alone else None
-        groups.setdefault((row.run.model.number, row.state.batch_key, row.decision, own), []).append(row)
+        groups.setdefault((row.run.model.number, row.state.batch_key, row.decision, row.mixing, own), []).append(row)
     return list(groups.values())
 
 
@@ -38,7 +39,7 @@ def decode_groups(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def encode_groups(runs: Iterable[Run]) -> list[list[Run]]:
-    """Requests that are encoded together: same model; one that runs alone is encoded alone.
+    """Requests that are encoded together: same model, and adapters by which it reads; one that runs alone is so, too.
 
     So is one that needs a picture: should its file be gone or broken by now, that is nobody else's fault.
     """
@@ -46,7 +47,7 @@ def encode_groups(runs: Iterable[Run]) -> list[list[Run]]:
     for run in runs:
         request = run.plan.request
         own = id(run) if run.alone or request.init_image is not None or request.identity is not None else None
-        groups.setdefault((run.model.number, own), []).append(run)
+        groups.setdefault((run.model.number, run.held.reading, own), []).append(run)
     return [part for group in groups.values() for part in _parts(group, group[0].model.places.now)]
 
 
@@ -92,12 +93,11 @@ def charge(rows: Sequence[Row], flops: Sequence[int], most_used: dict[int, int])
 
     Args:
         rows: who stepped.
-        flops: what it cost each.
+        flops: what each is charged.
         most_used: by priority, the highest account of a model that stepped: from there goes on that of a model which
             had nothing to do; moved on here.
     """
     for row, spent in zip(rows, flops, strict=True):
-        row.spent += spent
         row.run.used += spent
         row.run.lane.used += spent
     for lane in {row.run.lane for row in rows}:

@@ -1,5 +1,7 @@
 """What other threads ask of the loop: new jobs, cancellations, and to close. The loop reads it once a turn.
 
+Those that prepare something for it beside its work wake it here, too.
+
 The only place where callers and the loop share a lock; nothing that takes time happens under it.
 """
 
@@ -31,6 +33,7 @@ class Inbox:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._mail = Mail()
+        self._news = False
 
     @property
     def closing(self) -> Closing | None:
@@ -47,13 +50,13 @@ class Inbox:
             if self._mail.closing is not None:
                 raise RunError("the engine is closed and takes no more requests; make a new Engine")
             self._mail.arrived.append(job)
-            self._changed.notify()
+            self._tell()
 
     def cancel(self, job: Job) -> None:
         """Ask for a job to be dropped. Harmless if it is not there any more."""
         with self._changed:
             self._mail.cancelled.append(job)
-            self._changed.notify()
+            self._tell()
 
     def drops(self, jobs: Iterable[Job]) -> bool:
         """Whether the next look will drop one of these jobs; for whoever takes long between two looks."""
@@ -66,13 +69,25 @@ class Inbox:
         with self._changed:
             if self._mail.closing != "cancel":
                 self._mail.closing = how
-            self._changed.notify()
+            self._tell()
 
-    def take(self, *, wait: bool) -> Mail:
-        """All that came since the last look; with ``wait``, sleep until there is something or the engine closes."""
+    def wake(self) -> None:
+        """Something that was prepared for the loop is ready."""
+        with self._changed:
+            self._tell()
+
+    def take(self, *, wait: bool, timeout: float | None = None) -> Mail:
+        """All that came since the last look; with ``wait``, sleep until there is something, it is asked to close or was
+        woken, or so many seconds have passed.
+        """
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._mail.arrived or self._mail.cancelled or self._mail.closing)
+                self._changed.wait_for(lambda: self._news, timeout)
+            self._news = False
             mail = self._mail
             self._mail = Mail(closing=mail.closing)
             return mail
+
+    def _tell(self) -> None:
+        self._news = True
+        self._changed.notify()

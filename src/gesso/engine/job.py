@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from gesso.errors import CancelledError, RunError
-from gesso.events import Cancelled, Done, Event, Failed, Preview, Progress, Result
+from gesso.events import Cancelled, Done, Event, Failed, Preview, Progress, Result, Stage
 from gesso.request import GenerationRequest
 
 LastEvent = Done | Failed | Cancelled
@@ -86,7 +86,7 @@ class Job:
             return self._last
 
     def result(self, timeout: float | None = None) -> list[Result]:
-        """Wait for the end and return the pictures in order.
+        """Wait for the end and return the pictures in order, without those that the safety checker rejected.
 
         Raises:
             TimeoutError: it did not end within ``timeout`` seconds; the job runs on.
@@ -135,6 +135,11 @@ class Job:
                 else:
                     self._take_oldest()
             self._changed.notify_all()
+
+    def progress(self, stage: Stage, image: int, step: int, steps: int) -> None:
+        """Tell how far it is (the loop's side)."""
+        seconds = time.perf_counter() - self.submitted
+        self.tell(Progress(job=self.id, image=image, step=step, steps=steps, stage=stage, seconds=seconds))
 
     def _take_oldest(self) -> Progress | Preview:
         number, event = self._unread.popitem(last=False)

@@ -1,7 +1,8 @@
 """The loop of one device: admit, group, pick a group, step, tell, decode what is done. It runs in one thread.
 
 Everything here but ``inbox`` belongs to that thread. Callers speak to it through the inbox, and it speaks to them
-through their jobs; it waits for none of them. Who goes first is decided in ``standing`` and ``scheduler``.
+through their jobs; it waits for none of them. Who goes first is decided in ``standing`` and ``scheduler``; how a job
+becomes a request under way is ``admission``'s.
 
 When memory runs out while others hold some of it, nobody fails yet: what was begun is begun anew, half as many at a
 time, and at last alone (``fleet``). A picture depends on its seed alone, so it comes out as it would have; a step is
@@ -11,30 +12,32 @@ is left out. A picture that does not fit alone fails, and only it.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gesso.engine.accounts import whole
+from gesso.engine.admission import Admission, Load, Measure
 from gesso.engine.budget import Budget
-from gesso.engine.caches import calling, check_room, planned
-from gesso.engine.device import default_device, settle
+from gesso.engine.caches import calling
+from gesso.engine.device import settle
 from gesso.engine.failures import is_out_of_memory
+from gesso.engine.fetching import Fetching
 from gesso.engine.fleet import Fleet
 from gesso.engine.flight import Decoding, Model, Row, Run
 from gesso.engine.groups import charge, decode_groups, describe_group, encode_groups, step_groups, stepping_rows
 from gesso.engine.inbox import Inbox
-from gesso.engine.job import Job
-from gesso.engine.memory import loading_for
-from gesso.engine.results import describe_result
+from gesso.engine.results import judged_result
+from gesso.engine.safety import Guard
 from gesso.engine.scheduler import Policy, choose_group
 from gesso.engine.standing import Standing, standings
 from gesso.errors import RunError
-from gesso.events import Failed, Preview, Progress, Result, Stage
-from gesso.pipelines.contract import Output, Pipeline
+from gesso.events import Failed, Preview
+from gesso.pipelines.contract import Output
+from gesso.settings import load_settings
 
-Load = Callable[[str, str, str | None], Pipeline]
-Measure = Callable[[str, str, str | None], int | None]
+_LOOK_AGAIN = 0.05  # seconds, while jobs wait for room beside requests whose adapters are on their way
 
 
 class Loop:
@@ -49,6 +52,8 @@ class Loop:
         how: what else pictures say of the arithmetic that they were made by.
         budget: bytes that the weights of all loaded models may take.
         measure: about how many of them a model will take, told as ``load`` is; None where nobody knows before.
+        adapter_memory: bytes that adapters may take, those of all models together.
+        guard: what is done about safety; None is as the settings say.
     """
 
     def __init__(
@@ -61,16 +66,27 @@ class Loop:
         how: Mapping[str, object] | None = None,
         budget: Budget = None,
         measure: Measure | None = None,
+        adapter_memory: int = sys.maxsize,
+        guard: Guard | None = None,
     ) -> None:
         self.inbox = Inbox()
-        self._load = load
         self._dtype = dtype
         self._policy: Policy = policy
-        self._max_batch = max_batch
         self._how = how or {}
         self._fleet = Fleet(device, budget)
-        self._measure = measure or (lambda name, device, dtype: None)
-        self._needs: dict[str, int] = {}  # By name of a model that waits for room: what `measure` said.
+        self._guard = guard or Guard(load_settings())
+        self.fetching = Fetching(adapter_memory, self.inbox.wake)
+        self._admission = Admission(
+            self._fleet,
+            self.fetching,
+            self._guard,
+            load,
+            measure,
+            dtype=dtype,
+            max_batch=max_batch,
+            attention=str(self._how.get("attention", "")),
+            forget_ended=self._forget_ended,
+        )
         self._most_used: dict[int, int] = {}  # By priority: the highest account of a model that stepped.
         self._last_turns: dict[int, int] = {}  # By priority, while several compete: when one of it last stepped.
         self._ranked: list[Run] = []  # Those whose standing is more than their priority.
@@ -87,16 +103,19 @@ class Loop:
             for job in [*self._fleet.jobs(), *self.inbox.take(wait=False).arrived]:
                 job.end(Failed(job=job.id, error=RunError("the engine's thread has ended")))
             self._fleet.abandon()
+            self.fetching.close()
 
     def _turn(self) -> bool:
         """One turn; whether there will be another. Sleeps first if there is nothing to do."""
+        if self._fleet.memory_ran_out:
+            self.fetching.let_go()
         self._fleet.release_if_short()
-        mail = self.inbox.take(wait=not self._fleet.busy)
+        mail = self.inbox.take(wait=self._fleet.resting, timeout=_LOOK_AGAIN if self._fleet.arrived else None)
         self._turn_number += 1
         self._fleet.arrived += mail.arrived
         try:
             self._fleet.drop(self._fleet.jobs() if mail.closing == "cancel" else mail.cancelled)
-            self._admit()
+            self._admission.admit(self._turn_number, self._most_used)
             self._rank()
             self._begin()
             self._step(self._pick())
@@ -109,91 +128,9 @@ class Loop:
             self._ranked = []  # Nothing of what is done is kept while there is nothing to do.
         return mail.closing is None or self._fleet.busy
 
-    # Admit: load and plan at once, so that a bad request fails early; encode and begin as room allows.
-
-    def _admit(self) -> None:
-        """Admit those whose model is there, and one model more, so that steps and cancellations come between loads."""
-        fleet = self._fleet
-        strangers = [job for job in fleet.arrived if job.request.model not in fleet.names]
-        loading = max(strangers, key=lambda job: job.priority, default=None)
-        waiting: Job | None = None
-        fleet.mark_used(self._turn_number)
-        for job in list(fleet.arrived):
-            if job is loading and not self._has_room(job):
-                waiting = job
-            elif waiting is not None and job.priority <= waiting.priority:
-                continue  # It would keep a model in use that the one that came before it waits for.
-            elif job is loading or job.request.model in fleet.names:
-                self._admit_one(job)
-                fleet.arrived.remove(job)
-
-    def _has_room(self, job: Job) -> bool:
-        """Whether the model that the job names may be loaded now, which idle models are let go for."""
-        fleet, name = self._fleet, job.request.model
-        if fleet.budget is None:
-            return True
-        if name not in self._needs:
-            try:
-                self._needs[name] = self._measure(name, self._device(), self._dtype) or 0
-            except Exception:  # Loading it will say what is wrong with it.
-                return True
-        self._forget_ended()
-        return fleet.makes_room(self._needs[name])
-
     def _forget_ended(self) -> None:
         """Hold no request that has ended, so that models that are let go of leave memory."""
         self._ranked = [run for run in self._ranked if run in run.model.runs]
-
-    def _device(self) -> str:
-        if self._fleet.device is None:
-            self._fleet.device = default_device()
-        return self._fleet.device
-
-    def _admit_one(self, job: Job) -> None:
-        try:
-            model, seconds = self._model_of(job)
-            plan = planned(model.pipeline, job.request, attention=str(self._how.get("attention", "")))
-            check_room(plan, self._fleet.place, model.caches)
-        except Exception as problem:
-            self._fleet.refuse(job, problem)
-            return
-        if not model.runs:
-            model.places.reset()
-        images = deque(range(plan.request.num_images))
-        run = Run(job=job, model=model, plan=plan, waiting=images, seconds={"load": seconds})
-        model.admit(run, self._most_used.get(job.priority, 0))
-
-    def _model_of(self, job: Job) -> tuple[Model, float]:
-        """The model that the job names, and the seconds its loading took now (0 if it was there)."""
-        fleet, name = self._fleet, job.request.model
-        if name in fleet.names:
-            return fleet.names[name], 0.0
-        self._tell(job, "load", 0, 0, 1)
-        started = time.perf_counter()
-        with loading_for(job.request):
-            pipeline = self._loaded(name)
-        model = fleet.add(name, pipeline, self._max_batch)
-        model.last_turn = self._turn_number
-        self._needs.pop(name, None)
-        fleet.keep_to_budget(model)
-        self._tell(job, "load", 0, 1, 1)
-        return model, time.perf_counter() - started
-
-    def _loaded(self, name: str) -> Pipeline:
-        """The pipeline of that name. If memory runs out, idle models are let go of, and it is tried once more."""
-        device = self._device()
-        try:
-            pipeline = self._load(name, device, self._dtype)
-        except Exception as problem:
-            if not is_out_of_memory(problem) or not self._fleet.idle:
-                raise
-            pipeline = None
-        if pipeline is None:  # Out of reach of the error, which holds what was loaded so far.
-            self._forget_ended()
-            self._fleet.drop_all_idle()
-            pipeline = self._load(name, device, self._dtype)
-        settle(device)
-        return pipeline
 
     def _rank(self) -> None:
         """Give every request its standing for this turn. Where nothing sets them apart, it is their priority."""
@@ -224,7 +161,8 @@ class Loop:
             if run.job.done():
                 continue
             try:
-                state = run.pipeline.begin(run.plan, run.conditioning, image)
+                with run.model.adapters.using([run.held]):
+                    state = run.pipeline.begin(run.plan, run.conditioning, image)
                 cached = run.model.caches.begin(run.plan)
             except Exception as problem:
                 if self._fleet.begins_later(run, problem):
@@ -240,10 +178,11 @@ class Loop:
     def _encode(self, runs: Iterable[Run]) -> None:
         for group in encode_groups(runs):
             for run in group:
-                self._tell(run.job, "encode", 0, 0, 1)
+                run.job.progress("encode", 0, 0, 1)
             started = time.perf_counter()
             try:
-                conditionings = group[0].pipeline.encode([run.plan for run in group])
+                with group[0].model.adapters.reading([run.held for run in group]):
+                    conditionings = group[0].pipeline.encode([run.plan for run in group])
                 settle(self._fleet.place)
                 if len(conditionings) != len(group):
                     raise RunError(f"the model made {len(conditionings)} conditionings for {len(group)} prompts")
@@ -256,7 +195,7 @@ class Loop:
                 run.conditioning, run.encoded = conditioning, True
                 run.company = len(group)
                 run.seconds["encode"] = seconds
-                self._tell(run.job, "encode", 0, 1, 1)
+                run.job.progress("encode", 0, 1, 1)
 
     # Group, pick, step, tell.
 
@@ -273,10 +212,11 @@ class Loop:
             return
         model = rows[0].run.model
         due = [row.state.remaining - 1 for row in rows]
-        flops = [whole(row.state.cost.flops) for row in rows]
+        planned = [whole(row.state.cost.flops) for row in rows]
         started = time.perf_counter()
         try:
-            with calling([row.cached for row in rows]):
+            held = [row.run.held for row in rows]
+            with calling([row.cached for row in rows]), model.adapters.using(held):
                 model.pipeline.step([row.state for row in rows])
             settle(self._fleet.place)
             if [row.state.remaining for row in rows] != due:
@@ -286,6 +226,7 @@ class Loop:
                 self._fleet.fail([row.run for row in rows], problem)
             return
         seconds = time.perf_counter() - started
+        flops = [row.stepped(own, seconds) for row, own in zip(rows, planned, strict=True)]
         model.pace.saw(seconds, max(flops))
         model.places.stepped(len(rows))
         charge(rows, flops, self._most_used)
@@ -295,7 +236,7 @@ class Loop:
             row.last_turn = self._turn_number
             row.company = max(row.company, len(rows))
             row.seconds += seconds
-            self._tell(row.run.job, "step", row.image, row.steps_done, row.state.total)
+            row.run.job.progress("step", row.image, row.steps_done, row.state.total)
         for row in rows:
             if row.cached is not None and not row.state.remaining:
                 row.cached.end()
@@ -314,8 +255,9 @@ class Loop:
             else:
                 self._fleet.fail([row.run], problem)
             return
-        picture, frames = (seen[0], tuple(seen)) if isinstance(seen, Sequence) else (seen, ())
-        job.tell(Preview(job=job.id, image=row.image, step=row.steps_done, picture=picture, frames=frames))
+        shown = self._guard.shown(row.run.plan, seen if isinstance(seen, Sequence) else [seen])
+        frames = tuple(shown) if isinstance(seen, Sequence) else ()
+        job.tell(Preview(job=job.id, image=row.image, step=row.steps_done, picture=shown[0], frames=frames))
 
     # Decode what is done.
 
@@ -352,9 +294,9 @@ class Loop:
                 if output is None:
                     model.decoding = decoding
                     break
-                row = waiting.popleft()
-                row.company = max(row.company, len(rows))
-                self._finish(row, output, decoding.seconds)
+                waiting[0].company = max(waiting[0].company, len(rows))
+                self._finish(waiting[0], output, decoding.seconds)
+                waiting.popleft()
                 decoding.seconds = 0.0
                 if not waiting or self._ended(decoding):
                     break
@@ -372,24 +314,18 @@ class Loop:
         return any(job.done() for job in jobs) or self.inbox.drops(jobs)
 
     def _finish(self, row: Row, output: Output, seconds: float) -> None:
-        """Keep a finished picture; the last one ends its job."""
+        """Keep a finished picture, as far as it may be seen; the last one ends its job. One that breaks fails alone."""
         place, dtype = self._fleet.place, self._dtype
-        metadata = describe_result(row, output, seconds, device=place, dtype=dtype, how=self._how)
-        result = Result(
-            image=output.image,
-            seed=output.seed,
-            index=row.image,
-            metadata=metadata,
-            frames=output.frames,
-            fps=output.fps,
-        )
+        try:
+            result = judged_result(row, output, seconds, self._guard, device=place, dtype=dtype, how=self._how)
+        except Exception as problem:
+            if is_out_of_memory(problem):
+                raise
+            self._fleet.fail([row.run], problem)
+            return
         self._fleet.finish(row, result)
-        self._tell(row.run.job, "decode", row.image, row.state.total, row.state.total)
+        row.run.job.progress("decode", row.image, row.state.total, row.state.total)
         self._fleet.end_if_done(row.run)
-
-    def _tell(self, job: Job, stage: Stage, image: int, step: int, steps: int) -> None:
-        seconds = time.perf_counter() - job.submitted
-        job.tell(Progress(job=job.id, image=image, step=step, steps=steps, stage=stage, seconds=seconds))
 
 
 def _outputs(rows: Sequence[Row]) -> Iterator[Output | None]:

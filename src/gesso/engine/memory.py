@@ -49,9 +49,15 @@ def is_small(size: int) -> bool:
     return size <= _SMALL
 
 
-def peaks(pipeline: Pipeline, plan: Plan) -> dict[MemoryMode, int]:
-    """The most memory on the device for one picture of the plan, by mode; {} for a pipeline that was not loaded."""
-    return {mode: _peak(pipeline, plan, mode) for mode in SHOWN} if _footprint(pipeline) is not None else {}
+def peaks(pipeline: Pipeline, plan: Plan, wanted: str = AUTO) -> dict[MemoryMode, int]:
+    """The most memory on the device for one picture of the plan, by mode, the wanted one among them if it is any.
+
+    {} for a pipeline that was not loaded.
+    """
+    if _footprint(pipeline) is None:
+        return {}
+    modes = SHOWN if wanted == AUTO else (*SHOWN, parse_mode(wanted))
+    return {mode: _peak(pipeline, plan, mode) for mode in modes}
 
 
 def activations(footprint: Footprint, plan: Plan) -> Mapping[str, int]:
@@ -77,7 +83,7 @@ def choose(wanted: str, planner: Pipeline, plan: Plan, device: str) -> MemoryMod
     names those that do.
     """
     free = free_bytes(device)
-    modes = [mode for mode in EXACT if _rests(planner, mode, device)] if wanted == AUTO else [parse_mode(wanted)]
+    modes = [mode for mode in EXACT if _rests(planner, plan, mode, device)] if wanted == AUTO else [parse_mode(wanted)]
     if free is None or _footprint(planner) is None:
         return modes[0]
     foreseen = {mode: _peak(planner, plan, mode) for mode in modes}
@@ -94,13 +100,13 @@ def options(pipeline: Pipeline, plan: Plan, device: str) -> tuple[str, ...]:
     """What would need less, for an error: the fastest mode that fits with the weights as they are, the fastest of those
     in 8 bits, and a smaller size.
     """
-    free, now = free_bytes(device), mode_of(pipeline)
+    free, most = free_bytes(device), needed(pipeline, plan)
     if free is not None:
         free += _held(pipeline)
     fitting: list[MemoryMode] = []
     for mode, peak in peaks(pipeline, plan).items():
-        fits = free is not None and peak <= free and _rests(pipeline, mode, device)
-        if fits and mode != now and not any(mode.scheme == other.scheme for other in fitting):
+        fits = free is not None and peak <= free and _rests(pipeline, plan, mode, device)
+        if fits and peak < most and not any(mode.scheme == other.scheme for other in fitting):
             fitting.append(mode)
     return (*(f"--memory {mode}" for mode in fitting), SMALLER)
 
@@ -116,15 +122,15 @@ def _peak(pipeline: Pipeline, plan: Plan, mode: MemoryMode) -> int:
     if footprint is None:
         return plan.peak_bytes
     pixels = (plan.request.width or 0) * (plan.request.height or 0)
-    return footprint.peak(mode, activations(footprint, plan), pixels)
+    return footprint.peak(mode, activations(footprint, plan), pixels, plan.guests)
 
 
-def _rests(pipeline: Pipeline, mode: MemoryMode, device: str) -> bool:
+def _rests(pipeline: Pipeline, plan: Plan, mode: MemoryMode, device: str) -> bool:
     """Whether what rests in host memory has room there."""
     footprint, free = _footprint(pipeline), free_bytes(CPU)
     if kind_of(device) != CUDA or footprint is None or free is None:
         return True
-    return footprint.host(mode) <= free
+    return footprint.host(mode, plan.guests) <= free
 
 
 def _footprint(pipeline: Pipeline) -> Footprint | None:

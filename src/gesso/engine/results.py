@@ -1,4 +1,7 @@
-"""The record of one finished picture: what the engine knows of how it was made. Its shape is ``gesso.metadata``'s."""
+"""One finished picture as it is handed over, and its record: what the engine knows of how it was made.
+
+Not here: the record's shape (``gesso.metadata``), and whether the picture may be seen (``safety``).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,32 @@ from collections.abc import Mapping
 
 from gesso.engine.flight import Row
 from gesso.engine.memory import mode_of
+from gesso.engine.safety import Guard
+from gesso.events import Rejected, Result
 from gesso.metadata import describe, frames_digest, pixels_digest
 from gesso.pipelines.contract import Output
+
+
+def judged_result(
+    row: Row,
+    output: Output,
+    decode_seconds: float,
+    guard: Guard,
+    *,
+    device: str,
+    dtype: str | None,
+    how: Mapping[str, object],
+) -> Result | Rejected:
+    """The picture that the row became, as far as the engine's guard lets it be seen. Other arguments as below."""
+    seen, verdict = guard.judged(row.run.plan, output, row.run.pipeline)
+    how = {**how, "safety": verdict}
+    metadata = describe_result(row, seen or output, decode_seconds, device=device, dtype=dtype, how=how)
+    if seen is None:
+        del metadata["pixels"]
+        return Rejected(seed=output.seed, index=row.image, metadata=metadata)
+    return Result(
+        image=seen.image, seed=seen.seed, index=row.image, metadata=metadata, frames=seen.frames, fps=seen.fps
+    )
 
 
 def describe_result(
@@ -25,7 +52,7 @@ def describe_result(
         decode_seconds: what that took.
         device: where it was made.
         dtype: what the engine was asked for; None is the model's own, which the pipeline may name in ``dtype``.
-        how: what else the engine was told of the arithmetic: attention, compiled.
+        how: what else there is to say: attention, compiled, safety.
     """
     run = row.run
     pipeline = run.pipeline
@@ -44,4 +71,6 @@ def describe_result(
         how = {**how, "memory": str(mode)}
     if row.cached is not None:
         how = {**how, "cache": row.cached.record}
+    if run.held.records:
+        how = {**how, "lora": list(run.held.records)}
     return {**record, **how, **output.measured, "warnings": list(run.plan.warnings), "pixels": pixels}

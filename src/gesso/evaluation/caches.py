@@ -18,14 +18,15 @@ from torch import Tensor
 
 from gesso.cache_settings import parse_cache, spelled
 from gesso.devices import CPU
-from gesso.engine.caches import Cached, Caches, calling, planned
+from gesso.engine.caches import Cached, Caches, calling
 from gesso.engine.device import settle
+from gesso.engine.planning import planned
 from gesso.errors import RequestError
 from gesso.evaluation.closeness import psnr, relative_error, ssim
 from gesso.fronts import Point
 from gesso.pipelines.contract import Pipeline, without_breaths
 from gesso.request import GenerationRequest
-from gesso.worlds import shapes
+from gesso.worlds import faces, shapes
 
 _LATENTS = ("tokens_1LD", "latent_C1hw", "latent_1Cfhw")
 """Under which name families keep what becomes the picture."""
@@ -187,17 +188,28 @@ def share_right(trials: Sequence[Trial]) -> float | None:
     return round(sum(judged) / len(judged), 4) if judged else None
 
 
-def bench_of(
-    pipeline: Pipeline, model: str, fields: dict[str, object], *, pictures: int, judged: bool, device: str
-) -> Bench:
-    """So many pictures of a model: the shapes world's questions where it judges, else general prompts."""
-    questions = shapes.prompts(max(pictures, len(shapes.CATEGORIES)), 0)[:pictures] if judged else []
-    prompts = [question.prompt for question in questions] or [PROMPTS[n % len(PROMPTS)] for n in range(pictures)]
+def bench_of(pipeline: Pipeline, model: str, fields: dict[str, object], *, pictures: int, device: str) -> Bench:
+    """So many pictures of a model: of the small world whose words it knows, or of general prompts."""
+    prompts, questions = _asked(pipeline, pictures)
     requests = [
         GenerationRequest.model_validate({**fields, "model": model, "prompt": prompt, "seed": number, "num_images": 1})
         for number, prompt in enumerate(prompts)
     ]
     return Bench(pipeline=pipeline, requests=requests, questions=questions, device=device)
+
+
+def _asked(pipeline: Pipeline, pictures: int) -> tuple[list[str], list[shapes.Question]]:
+    """Prompts, and what the shapes world judges their pictures by, if it can: a model that was trained on a small world
+    has no other words."""
+    unknown: Callable[[str], list[str]] = getattr(getattr(pipeline, "text", None), "unknown", lambda prompt: [])
+    general = [PROMPTS[n % len(PROMPTS)] for n in range(pictures)]
+    questions = shapes.prompts(max(pictures, len(shapes.CATEGORIES)), 0)[:pictures]
+    portraits = [faces.caption(faces.held_out_portrait(seed), seed) for seed in range(pictures)]
+    if not any(map(unknown, general)):
+        return general, []
+    if not any(unknown(question.prompt) for question in questions):
+        return [question.prompt for question in questions], questions
+    return (general if any(map(unknown, portraits)) else portraits), []
 
 
 def calibrate(

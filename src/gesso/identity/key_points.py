@@ -15,11 +15,11 @@ from PIL import Image
 
 from gesso.identity.libraries import opencv
 
-_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
-_LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each eye and corner of the mouth to the nose
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each eye and corner of the mouth to the nose
 _HALF_WIDTH = 4
 _RADIUS = 10
-_DIMMED = 0.6
+DIMMED = 0.6
 _FARTHEST = 1 << 20  # pixels; points beyond are no face's, and OpenCV's integers end
 
 
@@ -34,7 +34,7 @@ def draw_key_points(size: tuple[int, int], points_52: NDArray[np.float32] | Sequ
         raise ValueError("key points are not finite")
     width, height = size
     drawn_HW3 = np.zeros((height, width, 3), dtype=np.uint8)
-    for first, second in _LIMBS:
+    for first, second in LIMBS:
         across, down = points[first] - points[second]
         middle = (points[first] + points[second]) / 2
         length = (across**2 + down**2) ** 0.5
@@ -46,8 +46,8 @@ def draw_key_points(size: tuple[int, int], points_52: NDArray[np.float32] | Sequ
             360,
             1,
         )
-        cv2.fillConvexPoly(drawn_HW3, polygon, [int(value * _DIMMED) for value in _COLOURS[first]])
-    for colour, (x, y) in zip(_COLOURS, points, strict=True):
+        cv2.fillConvexPoly(drawn_HW3, polygon, [int(value * DIMMED) for value in COLOURS[first]])
+    for colour, (x, y) in zip(COLOURS, points, strict=True):
         cv2.circle(drawn_HW3, (int(x), int(y)), _RADIUS, colour, -1)
     return Image.fromarray(drawn_HW3)
 

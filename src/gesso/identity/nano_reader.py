@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from gesso.identity.key_points import COLOURS, DIMMED, LIMBS
 from gesso.identity.reader import Face
 from gesso.models.face_recogniser import FaceRecogniser
 from gesso.pictures import check_file, read_pixels
 
-_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
-_LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))  # each eye and corner of the mouth to the nose
 _RADIUS = 0.03  # of the side
-_DIMMED = 0.6
 
 
 class NanoFaceReader:
@@ -86,9 +84,9 @@ def draw_points(size: tuple[int, int], points_52: NDArray[np.float64] | Sequence
     radius = max(1.0, _RADIUS * min(size))
     picture = Image.new("RGB", size)
     pencil = ImageDraw.Draw(picture)
-    for first, second in _LIMBS:
-        dimmed = tuple(int(value * _DIMMED) for value in _COLOURS[first])
+    for first, second in LIMBS:
+        dimmed = tuple(int(value * DIMMED) for value in COLOURS[first])
         pencil.line((*points[first], *points[second]), fill=dimmed, width=max(1, round(radius)))
-    for colour, (x, y) in zip(_COLOURS, points, strict=True):
+    for colour, (x, y) in zip(COLOURS, points, strict=True):
         pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return picture

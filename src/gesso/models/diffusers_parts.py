@@ -68,6 +68,12 @@ def unet_2d_condition() -> type[UNet2DConditionModel]:
     return _class("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel", "Stable Diffusion XL's network")
 
 
+def safety_checker() -> Any:
+    """Stable Diffusion's safety checker. Raises MissingError without diffusers."""
+    module = "diffusers.pipelines.stable_diffusion.safety_checker"
+    return _class(module, "StableDiffusionSafetyChecker", "the safety checker")
+
+
 def _class(module: str, name: str, what: str) -> Any:
     """Where diffusers lacks a library of its own, transformers for one, it raises a RuntimeError about its import."""
     try:

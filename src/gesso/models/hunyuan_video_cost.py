@@ -14,12 +14,11 @@ from gesso.models.hunyuan_video_tiles import Tiling
 _TIME_FEATURES = 256
 _TAPS = 27  # of a convolution
 # Held at once beside weights, counted over networks of published size. A single block at its rotary embedding holds
-# rows of so many widths, and so many bytes of each width more, since there it calculates in float32; a decoder's last
-# level holds maps of its widest channels at full size.
+# rows of so many widths, and so many bytes of each width more, since there it calculates in float32.
 _ROWS_HELD, _ROTARY_BYTES = 14, 8
-_MAPS_HELD = 4.6
 _STATES_HELD = 2  # of Llama, beside one a layer
-_PLANES_HELD = 4  # of a stretch's pixels: tiles, what they are joined to, and the stretch before
+_PLANES_HELD = 3  # of a stretch's pixels: tiles, what they are joined to, and the stretch before
+_HALF = 2  # bytes of a number of 16 bits
 
 
 def transformer_flops(config: Config, video_tokens: int, text_tokens: int) -> float:
@@ -55,12 +54,20 @@ def decode_flops(config: Config, tiling: Tiling, frames: int, height: int, width
 
 
 def decode_peak_bytes(config: Config, tiling: Tiling, frames: int, height: int, width: int, bytes_each: int) -> int:
-    """About what decoding holds at once beside its weights: the largest tile's widest maps, and finished stretches."""
-    pixels = config["spatial_compression_ratio"] ** 2
+    """About what decoding holds at once beside its weights: the largest tile at full size, and finished stretches.
+
+    That is where the last level begins, with the channels of the level before: frames enlarged, joined to the first,
+    padded, and convolved; or within it, where what it began with is still held. A convolution has what it reads once
+    more in the layout of its kernel, and in 16 bits what it writes as well.
+    """
+    edge, fine = config["spatial_compression_ratio"], config["block_out_channels"][0]
+    coarse = max(config["block_out_channels"][:2])
     deep, high, wide = next(tiling.tiles(frames, height, width))
     shown = (deep - 1) * config["temporal_compression_ratio"] + 1
-    tile = _MAPS_HELD * shown * high * wide * pixels * max(config["block_out_channels"][:2])
-    stretches = _PLANES_HELD * shown * height * width * pixels * config["out_channels"]
+    cells, padded = ((shown + more) * (high * edge + more) * (wide * edge + more) for more in (0, 2))
+    convolving = 2 * padded + cells * (2 if bytes_each <= _HALF else 1)
+    tile = max(coarse * (2.25 * cells + convolving), coarse * cells + fine * (2 * cells + convolving))
+    stretches = _PLANES_HELD * shown * height * width * edge**2 * config["out_channels"]
     return int((tile + stretches) * bytes_each)
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 GUIDANCE = 1.0
 """What InfuseNet is told of guidance, always."""
-
-
 IDENTITY_TOKENS = 8
 """Of one person, as published."""
 

@@ -90,6 +90,14 @@ def encode(autoencoder: AutoencoderKL, image_B3HW: Tensor) -> Tensor:
     return (mean_BChw - autoencoder.config["shift_factor"]) * autoencoder.config["scaling_factor"]
 
 
+def sample(autoencoder: AutoencoderKL, moments_BChw: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """Scaled latents `[B,C,h,w]`, a sample of each posterior of these `moments`; draws as many numbers from CPU."""
+    mean_BChw, log_variance_BChw = moments_BChw
+    noise_BChw = torch.randn(mean_BChw.shape, generator=generator)
+    sample_BChw = mean_BChw + (0.5 * log_variance_BChw).exp() * noise_BChw
+    return (sample_BChw - autoencoder.config["shift_factor"]) * autoencoder.config["scaling_factor"]
+
+
 def decode(autoencoder: AutoencoderKL, latent_BChw: Tensor) -> Tensor:
     """Pictures `[B,3,H,W]`, about [-1,1], of scaled latents."""
     unscaled_BChw = latent_BChw / autoencoder.config["scaling_factor"] + autoencoder.config["shift_factor"]

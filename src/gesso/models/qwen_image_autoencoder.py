@@ -1,7 +1,7 @@
 """Qwen-Image's autoencoder, run for pictures: diffusers' network for videos, without what it keeps for later frames.
 
 For a video, every convolution keeps what it saw for the frame that follows. A picture is a video of one frame, so that
-is dropped: the same bits, in less than half of the memory. Tiles and slices are diffusers' as they are.
+is dropped: the same bits, in less than half of the memory, whole or in tiles. Tiles and slices are diffusers' own.
 Not here: the network (diffusers), the scale of latents (`pipelines/qwen_image`).
 Shapes: B pictures, Z latent channels, H W pixels, h w latent cells, F frames.
 """
@@ -19,13 +19,18 @@ class PictureAutoencoder(AutoencoderKLQwenImage):
     Takes diffusers' place under its public `encode` and `decode`.
     """
 
+    _keeps = False
+
+    def clear_cache(self) -> None:
+        """Called before each picture, tile or video: lays out what its convolutions keep, if they keep anything."""
+        super().clear_cache()
+        if not self._keeps:
+            self._feat_map = self._enc_feat_map = None
+
     def _encode(self, x: Tensor) -> Tensor:
-        if x.shape[2] > 1 or self.use_tiling:
-            return super()._encode(x)  # pyright: ignore[reportReturnType]
-        return self.quant_conv(self.encoder(x))
+        self._keeps = x.shape[2] > 1
+        return super()._encode(x)  # pyright: ignore[reportReturnType]
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        if z.shape[2] > 1 or self.use_tiling:
-            return super()._decode(z, return_dict)  # pyright: ignore[reportReturnType]
-        image_B3FHW = self.decoder(self.post_quant_conv(z)).clamp(-1.0, 1.0)
-        return DecoderOutput(sample=image_B3FHW) if return_dict else (image_B3FHW,)
+        self._keeps = z.shape[2] > 1
+        return super()._decode(z, return_dict)  # pyright: ignore[reportReturnType]

@@ -14,9 +14,10 @@ _TIME_FEATURES = 256
 _MLP_RATIO = 4
 _TAPS_3D, _TAPS_2D = 27, 9  # of a convolution; a causal one is run over frames of zeros before the first as well
 # Held at once beside weights, counted in runs of the published sizes: rows of an image token and of a text token while
-# the MLP runs, and maps of full size at the decoder's end.
+# the MLP runs, and maps of full size at the decoder's end, where a convolution pads a picture with frames of zeros.
 _IMAGE_ROWS_HELD, _TEXT_ROWS_HELD = 15, 4
-_MAPS_HELD = 7
+_MAPS_HELD, _MAPS_COPIED = 7, 3  # into the layout of the convolution's kernel; in 16 bits one more, which it writes
+_HALF = 2  # bytes of a number of 16 bits
 
 
 def transformer_flops(config: Config, image_tokens: int, text_tokens: int) -> float:
@@ -70,8 +71,9 @@ def decode_flops(config: Config, width: int, height: int) -> float:
 
 
 def decode_peak_bytes(config: Config, width: int, height: int, bytes_each: int) -> int:
-    """About what the decoder holds at once beside its weights: its widest maps at full size."""
-    return _MAPS_HELD * width * height * _channels(config)[0] * bytes_each
+    """About what the decoder holds at once beside its weights: maps at full size. The encoder begins with as many."""
+    maps = _MAPS_HELD + _MAPS_COPIED + (bytes_each <= _HALF)
+    return maps * width * height * _channels(config)[0] * bytes_each
 
 
 def _products(config: Config, image_tokens: int, text_tokens: int) -> Iterator[Product]:

@@ -62,15 +62,27 @@ class SdxlText:
         ids = _ids(tokenizer, prompt)
         return tokenizer.decode(ids[length - 1 : -1], skip_special_tokens=True).strip() if len(ids) > length else ""
 
+    @property
+    def most_skipped(self) -> int:
+        """How many layers may be left out besides the last, so that one of each encoder is read."""
+        configs: list[Any] = [network.config for network in (self.small, self.large)]
+        return min(config.num_hidden_layers for config in configs) - 1
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features `[B,T,E]` and pooled `[B,P]` of prompts. Mirrors `StableDiffusionXLPipeline.encode_prompt`."""
-        small, large = (
+    def encode(self, prompts: Sequence[str], skips: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Features `[B,T,E]` and pooled `[B,P]` of prompts. Mirrors `StableDiffusionXLPipeline.encode_prompt`.
+
+        `skips` are how many layers each leaves out besides the last, `clip_skip` there; else 0.
+        """
+        made = [
             network(self._padded(tokenizer, prompts), output_hidden_states=True)
             for network, tokenizer in zip((self.small, self.large), self._tokenizers, strict=True)
-        )
-        features_BTE = torch.cat([small.hidden_states[_LAYER], large.hidden_states[_LAYER]], dim=-1)
-        return features_BTE, large.text_embeds
+        ]
+        rows = [
+            torch.cat([each.hidden_states[_LAYER - skip][row] for each in made], dim=-1)
+            for row, skip in enumerate(skips or [0] * len(prompts))
+        ]
+        return torch.stack(rows), made[1].text_embeds
 
     def _padded(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         tokens = tokenizer(

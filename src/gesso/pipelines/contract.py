@@ -64,7 +64,8 @@ class Plan:
 
     ``activations`` are the bytes that each stage holds beside weights: "text" while text encoders work, "picture" while
     the given picture is encoded, "step", "decode". Memory modes are foreseen from it; without it ``peak_bytes`` is
-    taken apart.
+    taken apart. ``guests`` are roles of parts that this request needs beside the model's own, and that are read when
+    one first does.
 
     ``shape`` says that steps can be forecast; None where they cannot. ``cache_bytes`` are those that the request's step
     cache keeps of one picture. The engine fills them in, with all else that a cache means; a family leaves
@@ -77,6 +78,7 @@ class Plan:
     peak_bytes: int
     warnings: tuple[str, ...] = ()
     activations: Mapping[str, int] = field(default_factory=dict)
+    guests: tuple[str, ...] = ()
     shape: StepShape | None = None
     cache_bytes: int = 0
 

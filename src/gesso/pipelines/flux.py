@@ -35,7 +35,8 @@ from gesso.pipelines.latent_preview import LinearPreview
 from gesso.pipelines.planning import chunks
 from gesso.pipelines.token_state import join
 from gesso.request import GenerationRequest
-from gesso.sampling.guidance import NEGATIVE, branch
+from gesso.sampling.forecasts import output_is_forecast
+from gesso.sampling.guidance import NEGATIVE, PROMPT, branch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -74,7 +75,7 @@ class FluxPipeline:
         self.latent_channels: int = values["latent_channels"]
         self._scale, self._shift = values["scaling_factor"], values["shift_factor"] or 0.0
         self._pixels = VaeImageProcessor(vae_scale_factor=2 * self.stride, vae_latent_channels=self.latent_channels)
-        self._preview = LinearPreview(self._latents_of, self.latent_channels)
+        self._preview = LinearPreview(self.latents_of, self.latent_channels)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
@@ -192,9 +193,12 @@ class FluxPipeline:
     def _residuals(
         self, states: Sequence[FluxState], texts: Sequence[ReadText], tokens_BLD: Tensor, time_B: Tensor
     ) -> Residuals | None:
-        """What the guest adds in this evaluation, which has one network and scale for all of a key; or nothing."""
+        """What the guest adds in this evaluation, which has one network and scale for all of a key; or nothing.
+
+        Nothing too where the network's output is forecast, so that nobody would read it.
+        """
         presences = [state.presence for state in states if state.presence is not None and state.presence_key]
-        if not presences:
+        if not presences or output_is_forecast(PROMPT):
             return None
         return residuals(
             presences,
@@ -261,7 +265,7 @@ class FluxPipeline:
         image_B3HW = self.autoencoder.decode(unscaled_BChw, return_dict=False)[0]
         return self._pixels.postprocess(image_B3HW, output_type="pil")  # pyright: ignore[reportReturnType]
 
-    def _latents_of(self, image_B3SS: Tensor) -> Tensor:
+    def latents_of(self, image_B3SS: Tensor) -> Tensor:
         """Scaled latents of pictures, the posterior's mean, for the preview's fit."""
         encoded: Any = self.autoencoder.encode(image_B3SS.to(self.device, self.dtype))
         return (encoded.latent_dist.mode() - self._shift) * self._scale

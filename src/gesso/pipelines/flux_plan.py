@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gesso.pipelines.infinite_you import InfiniteYou
 
 _UNUSED = ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
-_UNUSED += ("frames", "fps", "mask")
+_UNUSED += ("frames", "fps", "mask", "clip_skip")
 
 
 class FluxPlanner:
@@ -95,6 +95,7 @@ class FluxPlanner:
             cost=self._cost(filled, true_guidance),
             peak_bytes=self._weight_bytes(filled) + max(held.values()),
             activations=held,
+            guests=self._guest.roles if filled.identity is not None and self._guest is not None else (),
             warnings=(*warnings, *self._text_warnings(request), *unused),
             shape=self._shape(filled, true_guidance),
         )
@@ -212,8 +213,8 @@ class FluxPlanner:
         texts = 2 if max(true_guidance) > 1 else 1
         flops = texts * flux_cost.text_flops(text_networks(self._text), self._text.max_tokens)
         flops += flux_cost.decode_flops(self._vae, filled.width, filled.height)
-        if filled.init_image is not None:
-            flops += flux_cost.encode_flops(self._vae, filled.width, filled.height)
+        pictures = (filled.init_image is not None) + (filled.identity is not None)
+        flops += pictures * flux_cost.encode_flops(self._vae, filled.width, filled.height)
         moved = flux_cost.weight_bytes([*text_networks(self._text), self._autoencoder])
         return sum(self.step_costs(filled, true_guidance), Cost(flops=flops, bytes=float(moved)))
 
@@ -234,7 +235,9 @@ class FluxPlanner:
             "step": flux_cost.transformer_peak_bytes(self._network, self._tokens(filled), length, each),
             "decode": flux_cost.decode_peak_bytes(self._vae, *size, each),
         }
-        if filled.init_image is not None:
+        if filled.identity is not None and self._guest is not None:
+            held["step"] = self._guest.step_bytes(filled.identity, self._tokens(filled), held["step"])
+        if filled.init_image is not None or filled.identity is not None:
             held["picture"] = flux_cost.encode_peak_bytes(self._vae, *size, each)
         return held
 

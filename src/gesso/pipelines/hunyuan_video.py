@@ -69,7 +69,7 @@ class HunyuanVideoPipeline:
         self.latent_channels: int = values["latent_channels"]
         self._scale: float = values["scaling_factor"]
         self._pixels = VaeImageProcessor(vae_scale_factor=self.planner.stride)
-        self._preview = LinearPreview(self._latents_of, self.latent_channels)
+        self._preview = LinearPreview(self.latents_of, self.latent_channels)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, frames, scheduler and lists, and count the work. Raises RequestError."""
@@ -180,7 +180,7 @@ class HunyuanVideoPipeline:
         frames_F3HW = stretch_13FHW[0].permute(1, 0, 2, 3)
         return self._pixels.postprocess(frames_F3HW, output_type="pil")  # pyright: ignore[reportReturnType]
 
-    def _latents_of(self, image_B3SS: Tensor) -> Tensor:
+    def latents_of(self, image_B3SS: Tensor) -> Tensor:
         """Scaled latents of pictures, each a video of one frame, for the preview's fit."""
         encoded: Any = self.autoencoder.encode(image_B3SS[:, :, None].to(self.device, self.dtype))
         return encoded.latent_dist.mode()[:, :, 0] * self._scale

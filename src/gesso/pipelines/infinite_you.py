@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 VARIANT = "aes_stage2"
 """The variant where a request names none."""
+INFUSENET, RESAMPLER = "infusenet", "resampler"
 
 
 class Faces(Protocol):
@@ -103,6 +104,9 @@ class InfiniteYou:
     device, for planning. `device` and `dtype` are FLUX's.
     """
 
+    roles = (INFUSENET, RESAMPLER)
+    """Of its parts, by which memory is foreseen."""
+
     def __init__(
         self,
         *,
@@ -155,8 +159,20 @@ class InfiniteYou:
         return tuple(once if scale else none for scale in scales_of(filled.identity, evaluations))
 
     def weight_bytes(self, identity: Identity) -> int:
-        """Of InfuseNet; its activations are fewer than FLUX's, which come after them."""
+        """Of InfuseNet; the resampler is small and no part of the device's memory."""
         return flux_cost.weight_bytes([self._planned(identity)[0]])
+
+    def step_bytes(self, identity: Identity, tokens: int, network_bytes: int) -> int:
+        """What a step holds beside weights, where FLUX alone holds `network_bytes`.
+
+        Residuals stay while FLUX works; InfuseNet itself holds those of its blocks beside them.
+        """
+        values = self._planned(identity)[1]
+        width = values["num_attention_heads"] * values["attention_head_dim"]
+        count = values["num_layers"] + values["num_single_layers"]
+        added = count * tokens * width * self._dtype.itemsize
+        own = flux_cost.transformer_peak_bytes(values, tokens, infusenet.IDENTITY_TOKENS, self._dtype.itemsize)
+        return added + max(network_bytes, added + own)
 
     def _planned(self, identity: Identity) -> tuple[FluxControlNetModel, Any]:
         variant = value_or(identity.variant, VARIANT)

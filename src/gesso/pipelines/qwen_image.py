@@ -75,7 +75,7 @@ class QwenImagePipeline:
             torch.tensor(values[name]).view(-1, 1, 1, 1).to(device, dtype) for name in ("latents_mean", "latents_std")
         )
         self._inverse_deviation_C111 = 1.0 / deviation_C111
-        self._preview = LinearPreview(self._latents_of, self.latent_channels)
+        self._preview = LinearPreview(self.latents_of, self.latent_channels)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
@@ -208,7 +208,7 @@ class QwenImagePipeline:
         decoded: Any = self.autoencoder.decode(unscaled_BC1hw, return_dict=False)
         return self._pixels.postprocess(decoded[0][:, :, 0], output_type="pil")  # pyright: ignore[reportReturnType]
 
-    def _latents_of(self, image_B3SS: Tensor) -> Tensor:
+    def latents_of(self, image_B3SS: Tensor) -> Tensor:
         """Scaled latents `[B,C,h,w]` of pictures, the posterior's mean, for the preview's fit."""
         return self._scaled(self._encoded(image_B3SS).mode())[:, :, 0]
 

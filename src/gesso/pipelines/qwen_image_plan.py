@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 _UNUSED = ("guidance_layer", "true_guidance", "guidance_normalization", "guidance_truncation")
-_UNUSED += ("temperature", "top_k", "top_p", "frames", "fps", "mask")
+_UNUSED += ("temperature", "top_k", "top_p", "frames", "fps", "mask", "clip_skip")
 
 
 class QwenImagePlanner:
@@ -77,17 +77,20 @@ class QwenImagePlanner:
         evaluations = len(timesteps_N)
         check_list(filled, "guidance", evaluations, "evaluation")
         guidance = guidance_values(filled, evaluations)
+        held = self._activations(filled, guidance)
+        weights = flux_cost.weight_bytes([*text_networks(self._text), self._transformer, self._autoencoder])
         return Plan(
             request=filled,
             steps=evaluations,
             cost=self._cost(filled, guidance),
-            peak_bytes=self._peak_bytes(filled, guidance),
+            peak_bytes=weights + max(held.values()),
             warnings=(
                 *self._warnings(request, filled, guidance, picture),
                 *cut_text(self._text, request, self.name),
                 *unknown_words(self._text, request, self.name),
                 *without_effect(request, _UNUSED, self.name),
             ),
+            activations=held,
             shape=self._shape(filled, guidance),
         )
 
@@ -191,14 +194,20 @@ class QwenImagePlanner:
         moved = flux_cost.weight_bytes([*networks, self._autoencoder])
         return sum(self.step_costs(filled, guidance), Cost(flops=flops, bytes=float(moved)))
 
-    def _peak_bytes(self, filled: GenerationRequest, guidance: Sequence[float]) -> int:
+    def _activations(self, filled: GenerationRequest, guidance: Sequence[float]) -> dict[str, int]:
+        """Bytes that each stage holds beside weights."""
         assert filled.width is not None and filled.height is not None
         texts = [filled.prompt, negative_text(filled)] if max(guidance) > 1 else [filled.prompt]
         longest = max(self._text_tokens(text) for text in texts)
-        each, network = self._bytes_each, self._network
-        weights = flux_cost.weight_bytes([*text_networks(self._text), self._transformer, self._autoencoder])
-        stepping = qwen_image_cost.transformer_peak_bytes(network, self._tokens(filled), longest, each)
-        return weights + max(stepping, qwen_image_cost.decode_peak_bytes(self._vae, filled.width, filled.height, each))
+        each, size = self._bytes_each, (filled.width, filled.height)
+        held = {
+            "text": flux_cost.text_peak_bytes(text_networks(self._text), DROPPED + longest, each),
+            "step": qwen_image_cost.transformer_peak_bytes(self._network, self._tokens(filled), longest, each),
+            "decode": qwen_image_cost.decode_peak_bytes(self._vae, *size, each),
+        }
+        if filled.init_image is not None:
+            held["picture"] = held["decode"]
+        return held
 
 
 def guidance_values(request: GenerationRequest, evaluations: int) -> tuple[float, ...]:

@@ -82,7 +82,7 @@ class SdxlPipeline:
         self._masks = VaeImageProcessor(
             vae_scale_factor=self.stride, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
-        self._preview = LinearPreview(self._latents_of, self.latent_channels)
+        self._preview = LinearPreview(self.latents_of, self.latent_channels)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check all values and pictures, and count the work. Raises RequestError or FileError."""
@@ -94,31 +94,34 @@ class SdxlPipeline:
     def encode(self, plans: Sequence[Plan]) -> list[SdxlConditioning]:
         """Every text once for all pictures of all plans: the prompts as one batch, the negatives as another."""
         guided = [max(guidance_values(plan)) > 1 for plan in plans]
-        prompts = self._read([plan.request.prompt for plan in plans])
-        negatives = self._read([plan.request.negative for plan, doubled in zip(plans, guided, strict=True) if doubled])
+        prompts = self._read([_prompt(plan) for plan in plans])
+        negatives = self._read(
+            [(plan.request.negative, 0) for plan, doubled in zip(plans, guided, strict=True) if doubled]
+        )
         return [
             SdxlConditioning(
-                prompts[plan.request.prompt],
-                negatives[plan.request.negative] if doubled else None,
+                prompts[_prompt(plan)],
+                negatives[plan.request.negative, 0] if doubled else None,
                 self._given(plan.request),
             )
             for plan, doubled in zip(plans, guided, strict=True)
         ]
 
-    def _read(self, texts: Sequence[str]) -> dict[str, ReadText]:
-        """Each different text as the network reads it. A prompt is never empty, so an empty one is a negative."""
+    def _read(self, texts: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ReadText]:
+        """Each different text, less so many layers, as the network reads it. A prompt is never empty."""
         different = list(dict.fromkeys(texts))
-        spoken = [text for text in different if text or not self.zero_empty]
-        found: dict[str, ReadText] = {}
+        spoken = [(text, skip) for text, skip in different if text or not self.zero_empty]
+        found: dict[tuple[str, int], ReadText] = {}
         if spoken:
-            features_BTE, pooled_BP = (made.to(self.device, self.dtype) for made in self.text.encode(spoken))
+            words, skips = zip(*spoken, strict=True)
+            features_BTE, pooled_BP = (made.to(self.device, self.dtype) for made in self.text.encode(words, skips))
             rows = zip(features_BTE.split(1), pooled_BP.split(1), strict=True)
             found |= {text: ReadText(*row) for text, row in zip(spoken, rows, strict=True)}
         if len(spoken) < len(different):
             features, pooled = self.planner.text_widths
             shape = (1, self.text.max_tokens, features)
             zeros = {"device": self.device, "dtype": self.dtype}
-            found[""] = ReadText(torch.zeros(shape, **zeros), torch.zeros(1, pooled, **zeros))
+            found["", 0] = ReadText(torch.zeros(shape, **zeros), torch.zeros(1, pooled, **zeros))
         return found
 
     def _given(self, request: GenerationRequest) -> GivenPicture | None:
@@ -261,9 +264,14 @@ class SdxlPipeline:
             for state, picture in zip(chunk, pictures, strict=True):
                 yield Output(image=picture, seed=state.seed)
 
-    def _latents_of(self, image_B3SS: Tensor) -> Tensor:
+    def latents_of(self, image_B3SS: Tensor) -> Tensor:
         """Scaled latents of pictures, the posterior's mean, for the preview's fit."""
         return self._posterior(image_B3SS).mode() * self._scale
+
+
+def _prompt(plan: Plan) -> tuple[str, int]:
+    """The prompt, and how many layers it leaves out; a negative leaves out none, as in diffusers."""
+    return plan.request.prompt, plan.request.clip_skip or 0
 
 
 def _time_ids(request: GenerationRequest) -> list[float]:

@@ -128,6 +128,8 @@ class SdxlPlanner:
 
     def _filled(self, request: GenerationRequest) -> GenerationRequest:
         defaults = self.defaults
+        if (skipped := value_or(request.clip_skip, 0)) > self._text.most_skipped:
+            raise RequestError("clip_skip", skipped, f"from 0 to {self._text.most_skipped} for {self.name}")
         width, height = value_or(request.width, defaults.width), value_or(request.height, defaults.height)
         for field, pixels in (("width", width), ("height", height)):
             check_edge(field, pixels, multiple=self.stride, largest=defaults.largest_edge, name=self.name)
@@ -141,6 +143,7 @@ class SdxlPlanner:
                 "height": height,
                 "steps": value_or(request.steps, defaults.steps),
                 "scheduler": value_or(request.scheduler, defaults.scheduler),
+                "clip_skip": skipped,
                 "guidance": value_or(request.guidance, defaults.guidance),
                 "init_strength": strength,
             }

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 class TextEncoder(CuttingVocabulary, Protocol):
     """Prompts to features `[B,T,E]` of one length T = `max_tokens`, and one vector each, `[B,P]`."""
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+    @property
+    def most_skipped(self) -> int: ...
+
+    def encode(self, prompts: Sequence[str], skips: Sequence[int] = ()) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class ZImagePipeline:
         self.planner = ZImagePlanner(transformer, autoencoder, text, pictures, shift, defaults, name, dtype)
         values: Any = autoencoder.config
         self._scale, self._shift = values["scaling_factor"], values["shift_factor"] or 0.0
-        self._preview = preview or LinearPreview(self._latents_of, transformer.config.in_channels)
+        self._preview = preview or LinearPreview(self.latents_of, transformer.config.in_channels)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, scheduler, lists and the picture, and count the work. Raises RequestError."""
@@ -120,7 +120,7 @@ class ZImagePipeline:
         fitting, size = self.planner.condition_sizes(picture.width, picture.height)
         if fitting != picture.size:
             picture = picture.resize(fitting, Image.Resampling.LANCZOS)
-        latent_C1hw = self._latents_of(_pixels(cover_crop(picture, *size)))[0, :, None]
+        latent_C1hw = self.latents_of(_pixels(cover_crop(picture, *size)))[0, :, None]
         features = [] if self.pictures is None else [self.pictures.features(picture)]
         return [Prompt(self.text.pieces(text, 1), [latent_C1hw], features, editing=True) for text in texts]
 
@@ -130,7 +130,7 @@ class ZImagePipeline:
             return None
         assert request.width is not None and request.height is not None
         picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height)
-        return self._latents_of(_pixels(picture))[0, :, None]
+        return self.latents_of(_pixels(picture))[0, :, None]
 
     @torch.inference_mode()
     def begin(self, plan: Plan, conditioning: ZImageConditioning, image: int) -> ZImageState:
@@ -212,7 +212,7 @@ class ZImagePipeline:
         pixels_BHW3 = to_uint8(decoded[0]).cpu().numpy()
         return [Image.fromarray(pixels) for pixels in pixels_BHW3]
 
-    def _latents_of(self, image_B3HW: Tensor) -> Tensor:
+    def latents_of(self, image_B3HW: Tensor) -> Tensor:
         """Scaled latents `[B,C,h,w]` of pictures in [-1,1]: the posterior's mean, float32."""
         encoded: Any = self.autoencoder.encode(image_B3HW.to(self.device, self.autoencoder.dtype))
         return (encoded.latent_dist.mode().float() - self._shift) * self._scale

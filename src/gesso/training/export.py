@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,18 +28,28 @@ def save_model(
 ) -> None:
     """Write `<part>.safetensors` for each part, `config.json`, `training.json` and `manifest.json`.
 
-    Raises RunError where that fails; an older export then lies in its place, or beside it as `<name>.old`.
+    Raises RunError where that fails, as `whole_folder` does.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with whole_folder(folder) as aside:
         for part, state in parts.items():
             tensors = {name: value.detach().to(dtype).contiguous() for name, value in state.items()}
             (aside / f"{part}.safetensors").write_bytes(save(tensors))
         (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         (aside / "training.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
         (aside / "manifest.json").write_text(json.dumps(manifest.make(aside), indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder beside `folder` to write into, which takes its place if the block succeeds.
+
+    Raises RunError where writing fails; an older folder then lies in its place, or beside it as `<name>.old`.
+    """
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
         _replace(folder, aside)
     except OSError as error:
         raise RunError(f"model {folder} could not be written: {error}") from error

@@ -264,8 +264,17 @@ def draw_sigmas(count: int, *, mean: float, deviation: float, shift: float, gene
 
     Each of `count` equal shares of probability gives one, so that every batch has its early and its late times.
     """
-    uniform_B = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    sigma_B = torch.sigmoid(mean + deviation * torch.special.ndtri(uniform_B))
+    return bent_sigmas(draw_shares(count, generator), mean=mean, deviation=deviation, shift=shift)
+
+
+def draw_shares(count: int, generator: torch.Generator) -> Tensor:
+    """A number from each of `count` equal parts of 0 to 1, `[B]`."""
+    return (torch.arange(count) + torch.rand(count, generator=generator)) / count
+
+
+def bent_sigmas(shares_B: Tensor, *, mean: float, deviation: float, shift: float) -> Tensor:
+    """The times below which these shares of all times lie, `[B]`."""
+    sigma_B = torch.sigmoid(mean + deviation * torch.special.ndtri(shares_B))
     return shift * sigma_B / (1 + (shift - 1) * sigma_B)
 
 

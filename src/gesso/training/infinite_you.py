@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,11 +30,11 @@ from gesso.engine.loading.build import Build
 from gesso.engine.loading.flow_nano import assemble
 from gesso.errors import FileError, MissingError, RequestError
 from gesso.identity.nano_reader import NanoFaceReader, draw_points
-from gesso.models import flux_network, infusenet
+from gesso.models import flux_network, infusenet, kl_autoencoder
 from gesso.models.face_recogniser import FaceRecogniser
 from gesso.models.flux_network import FluxConfig
 from gesso.models.infusenet import IDENTITY_TOKENS
-from gesso.models.kl_autoencoder import encode
+from gesso.models.kl_autoencoder import moments
 from gesso.models.resampler import Resampler, ResamplerConfig
 from gesso.models.word_encoder import PAD
 from gesso.models.word_features import fixed_length
@@ -54,6 +55,9 @@ from gesso.weights.face_recogniser import load_recogniser
 from gesso.weights.files import fill
 from gesso.weights.infinity import parse
 from gesso.worlds import faces
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 _CHUNK = 64  # pictures at once where nothing is learned
 _TOGETHER = 20  # people painted at once
@@ -108,7 +112,7 @@ class InfiniteYouNetwork(nn.Module):
 class PortraitEncoding:
     """How portraits become latents, token ids, the vector of another portrait of the person, and control latents."""
 
-    encode: Callable[[Tensor], Tensor]
+    autoencoder: AutoencoderKL
     token_ids: Callable[[list[str]], Tensor]
     recogniser: FaceRecogniser
     side: int
@@ -128,13 +132,13 @@ class PortraitEncoding:
             faces.portrait_of(portrait.person, first + index + _OTHER_PICTURE)
             for index, portrait in enumerate(portraits)
         ]
-        size = (self.side, self.side)
+        size, generator = (self.side, self.side), torch.Generator().manual_seed(first)
         points = np.stack([np.asarray(draw_points(size, faces.key_points(portrait))) for portrait in portraits])
         return (
-            self.encode(to_tensor(faces.draw(portraits, self.side))).float(),
+            kl_autoencoder.encode(self.autoencoder, to_tensor(faces.draw(portraits, self.side))).float(),
             self.token_ids(captions),
             self.recogniser(to_tensor(faces.draw(others, self.recogniser.config.side))).float(),
-            self.encode(to_tensor(points)).float(),
+            kl_autoencoder.sample(self.autoencoder, moments(self.autoencoder, to_tensor(points)), generator).float(),
         )
 
     def digest(self) -> str:
@@ -158,7 +162,7 @@ class InfiniteYouTask:
         self._begin_from_flux()
         digests = [self.flux.digest, hashlib.sha256((recogniser / "manifest.json").read_bytes()).hexdigest()]
         self.encoding = PortraitEncoding(
-            encode=lambda image: encode(self.flux.autoencoder, image),
+            autoencoder=self.flux.autoencoder,
             token_ids=lambda captions: self.flux.text.token_ids(captions, self.flux.text.config.length),
             recogniser=self.recogniser,
             side=self.side,
@@ -167,7 +171,7 @@ class InfiniteYouTask:
         )
         self.latents: Latents = FreshLatents(self.encoding, batch)
         with torch.no_grad():
-            self._black_1Chw = encode(self.flux.autoencoder, torch.full((1, 3, self.side, self.side), -1.0)).float()
+            self._black = moments(self.flux.autoencoder, torch.full((1, 3, self.side, self.side), -1.0))
 
     def heavy_modules(self) -> list[nn.Module]:
         return [self.velocity, self.network.infusenet]
@@ -187,7 +191,7 @@ class InfiniteYouTask:
         dropped_B1 = torch.rand((len(clean), 1), generator=generator) < settings.condition_drop
         posed = torch.rand((len(clean), 1, 1, 1), generator=generator) < settings.pose_share
         ids_BT = torch.where(dropped_B1, self.encoding.token_ids([""]), ids_BT)
-        control = torch.where(posed, control, self._black_1Chw)
+        control = torch.where(posed, control, self._unposed(len(clean), generator))
         return self._errors(clean, noise, sigma_B, ids_BT, vector_BV, control).mean(), {}
 
     def evaluate(self) -> dict[str, float]:
@@ -195,9 +199,9 @@ class InfiniteYouTask:
         count = self.settings.held_out
         portraits = [faces.held_out_portrait(HELD_OUT_FROM + index) for index in range(count)]
         clean, ids_BT, vector_BV, _ = self.encoding.of(portraits, HELD_OUT_FROM)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        noise, black = torch.randn(clean.shape, generator=generator), self._unposed(count, generator)
         sigma_B = (torch.arange(count) + 0.5) / count
-        black = self._black_1Chw.expand_as(clean)
         figures = {}
         for name, vectors in (("validation_loss", vector_BV), ("validation_loss_stranger", vector_BV.roll(1, 0))):
             parts = (clean, noise, sigma_B, ids_BT, vectors, black)
@@ -259,6 +263,11 @@ class InfiniteYouTask:
             )
             velocity = self.velocity(noisy, sigma_B, features_BTE, real_BT, added)
         return F.mse_loss(velocity.float(), noise - clean, reduction="none").mean(dim=(1, 2, 3))
+
+    def _unposed(self, count: int, generator: torch.Generator) -> Tensor:
+        """Control latents `[count,C,h,w]` of black, each a sample of its own, as the pipeline draws them."""
+        mean, log_variance = (part.expand(count, -1, -1, -1) for part in self._black)
+        return kl_autoencoder.sample(self.flux.autoencoder, (mean, log_variance), generator)
 
     def _likeness(self, count: int) -> dict[str, float]:
         """How often people who are painted are told from 19 others, and by what cosines."""

@@ -26,6 +26,8 @@ from gesso.training.autoencoder import psnr
 from gesso.training.export import save_model
 from gesso.training.pictures import World, held_out_scenes, scenes_of_step, sheet
 from gesso.training.settings import MOST_SCENES, check
+from gesso.weights import flow_nano
+from gesso.weights.files import fill
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -38,11 +40,13 @@ class KLAutoencoderSettings:
     """Weights are those of the loss's terms.
 
     `kl_weight` is about what the latent's noise may cost in mean absolute error, for the term is a mean over latents.
-    `measured` training scenes give the shift and the scale that are written into the model.
+    `measured` training scenes give the shift and the scale that are written into the model. `start_from` is an exported
+    autoencoder (or a model with one) of the same sizes to go on from, "" for none.
     """
 
     network: KLAutoencoderConfig
     world: World = "shapes"
+    start_from: str = ""
     side: int
     squared_weight: float = 0.5
     edge_weight: float = 0.0
@@ -71,6 +75,8 @@ class KLAutoencoderTask:
         torch.manual_seed(seed)
         self.settings, self.batch, self.seed = settings, batch, seed
         self.network = build(settings.network)
+        if settings.start_from:
+            self._go_on_from(Path(settings.start_from).expanduser())
 
     def heavy_modules(self) -> list[nn.Module]:
         return [self.network.encoder, self.network.decoder]
@@ -132,6 +138,11 @@ class KLAutoencoderTask:
         mean = total / count
         deviation = math.sqrt(max(squares / count - mean * mean, 1e-12))
         return mean, 1 / deviation
+
+    def _go_on_from(self, folder: Path) -> None:
+        """Take the weights of an exported autoencoder. Raises FileError, WeightsError where its sizes differ."""
+        theirs, _ = flow_nano.load_autoencoder(folder)
+        fill(self.network, {name: value.clone() for name, value in theirs.state_dict().items()}, folder)
 
     def _moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         parts = [moments(self.network, chunk) for chunk in image.split(_CHUNK)]

@@ -97,25 +97,35 @@ class FreshLatents:
         return self.encoding.scenes(step, self.size)
 
 
-class StoredLatents:
-    """`count` scenes, in a new order each time round; memory-mapped float16."""
+class Rounds:
+    """Which of `count` things each step takes: all of them, in a new order each time round; by the step alone."""
 
-    def __init__(self, shards: list[np.ndarray], count: int, batch: int, seed: int) -> None:
-        self.shards, self.count, self.size, self.seed = shards, count, batch, seed
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count, self.size, self.seed = count, batch, seed
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
+    def of(self, step: int) -> list[int]:
         first = step * self.size
         places = [divmod(place, self.count) for place in range(first, first + self.size)]
-        picked = [divmod(int(self._order(round_)[place]), SHARD) for round_, place in places]
-        rows = np.stack([self.shards[shard][row] for shard, row in picked])
-        wide = {np.dtype(np.float16): np.float32, np.dtype(np.int16): np.int64}
-        columns = (rows[name] for name in rows.dtype.names or ())
-        return tuple(torch.from_numpy(column.astype(wide[column.dtype])) for column in columns)
+        return [int(self._order(round_)[place]) for round_, place in places]
 
     def _draw_order(self, round_: int) -> np.ndarray:
         generator = torch.Generator().manual_seed((self.seed + 1) * 2**40 + round_)
         return torch.randperm(self.count, generator=generator).numpy()
+
+
+class StoredLatents:
+    """`count` scenes, in a new order each time round; memory-mapped float16."""
+
+    def __init__(self, shards: list[np.ndarray], count: int, batch: int, seed: int) -> None:
+        self.shards, self.rounds = shards, Rounds(count, batch, seed)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        picked = [divmod(scene, SHARD) for scene in self.rounds.of(step)]
+        rows = np.stack([self.shards[shard][row] for shard, row in picked])
+        wide = {np.dtype(np.float16): np.float32, np.dtype(np.int16): np.int64}
+        columns = (rows[name] for name in rows.dtype.names or ())
+        return tuple(torch.from_numpy(column.astype(wide[column.dtype])) for column in columns)
 
 
 def store(

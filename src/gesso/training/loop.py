@@ -237,14 +237,15 @@ class Trainer:
             path.write_text(json.dumps(self.recipe, indent=1) + "\n", encoding="utf-8")
 
     def _check_same_run(self) -> None:
-        """A run goes on by the recipe and the seed that it began with. Raises FileError."""
+        """A run goes on by the recipe, the seed and the model that it began with. Raises FileError."""
         try:
             begun = json.loads((self.folder / _RECIPE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return  # the checkpoint itself says whether it fits
         for name, theirs, ours in (
             ("recipe", begun.get("recipe"), self.recipe.get("recipe")),
-            ("seed", _seed_of(begun), _seed_of(self.recipe)),
+            ("seed", _value_of(begun, "loop", "seed"), _value_of(self.recipe, "loop", "seed")),
+            ("model", _value_of(begun, "settings", "model"), _value_of(self.recipe, "settings", "model")),
         ):
             if None not in (theirs, ours) and theirs != ours:
                 raise FileError(self.folder, f"holds a run with {name} {theirs}, not {ours}", "name another folder")
@@ -291,9 +292,9 @@ class Trainer:
             aside.write_text(kept, encoding="utf-8")
 
 
-def _seed_of(recipe: Mapping[str, object]) -> object:
-    loop = recipe.get("loop")
-    return loop.get("seed") if isinstance(loop, Mapping) else None
+def _value_of(recipe: Mapping[str, object], part: str, name: str) -> object:
+    values = recipe.get(part)
+    return values.get(name) if isinstance(values, Mapping) else None
 
 
 def _step_of(line: str) -> float:

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -26,47 +27,60 @@ NAME = "digests.json"
 _SETTLED = 2_000_000_000  # nanoseconds: within them a file may be written to again at the same time of change,
 _TICK = 50_000_000  # or on the file systems of most machines within these, which is enough for one process
 _MOST = 4096  # files that are remembered
+_AT_ONCE = min(4, os.cpu_count() or 1)  # files that are hashed: one processor does not keep up with a good disk
+
+_Digest = tuple[list[int], str]  # what tells that the file was written to since, and the digest
 
 _lock = threading.Lock()
-_under_way: dict[Path, Future[str]] = {}
-_known: dict[Path, tuple[list[int], str]] = {}
+_under_way: dict[Path, Future[_Digest]] = {}
+_known: dict[Path, _Digest] = {}
 
 
 def begin(paths: Iterable[Path]) -> None:
     """Compute what is not remembered, beside other work; `sha256` then waits for it. Errors are told there."""
-    waiting: list[tuple[Path, Future[str]]] = []
+    waiting: deque[tuple[Path, Future[_Digest]]] = deque()
     with _lock:
         for path in paths:
-            if path not in _under_way:
+            if path not in _under_way or _under_way[path].done():  # by who never asked for it
                 waiting.append((path, Future()))
         _under_way.update(waiting)
-    threading.Thread(target=_compute, args=(waiting,), name="gesso-digests", daemon=True).start()
+    for _ in range(min(len(waiting), _AT_ONCE)):
+        threading.Thread(target=_compute, args=(waiting,), name="gesso-digests", daemon=True).start()
 
 
 def sha256(path: Path) -> str:
     """Of a file, in small letters: as remembered, if it was not written to since. Raises FileError."""
     with _lock:
         begun = _under_way.pop(path, None)
-    return _sha256(path) if begun is None else begun.result()
+    if begun is not None:
+        marks, found = begun.result()
+        with suppress(OSError):
+            if _marks(path.stat()) == marks:
+                return found
+    return _sha256(path)[1]
 
 
-def _compute(waiting: list[tuple[Path, Future[str]]]) -> None:
-    for path, future in waiting:
+def _compute(waiting: deque[tuple[Path, Future[_Digest]]]) -> None:
+    while True:
+        try:
+            path, future = waiting.popleft()
+        except IndexError:
+            return
         try:
             future.set_result(_sha256(path))
         except BaseException as error:  # for who asks; nobody may
             future.set_exception(error)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path) -> _Digest:
     try:
         with path.open("rb") as file:
             marks = _marks(os.fstat(file.fileno()))
             if path in _known and _known[path][0] == marks:
-                return _known[path][1]
+                return _known[path]
             kept = _remembered().get(str(path.absolute()))
             if isinstance(kept, list) and kept[:-1] == marks:
-                return str(kept[-1])
+                return marks, str(kept[-1])
             found = hashlib.file_digest(file, "sha256").hexdigest()
             unchanged = _marks(os.fstat(file.fileno())) == marks
     except OSError as error:
@@ -76,7 +90,7 @@ def _sha256(path: Path) -> str:
         _known[path] = marks, found
     if age > _SETTLED:
         _remember(path, [*marks, found])
-    return found
+    return marks, found
 
 
 def _marks(status: os.stat_result) -> list[int]:

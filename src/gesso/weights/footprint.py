@@ -7,13 +7,13 @@ stages of a picture hold beside weights, which its plan says (`Plan.activations`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from gesso.memory_modes import MemoryMode
-from gesso.weights.placing import AUTOENCODER, PICTURES, TEXT, TILE, WHOLE, are_apart, is_quantized, is_reader
+from gesso.weights.placing import AUTOENCODER, PICTURES, TEXT, WHOLE, are_apart, is_quantized, is_reader, tile_edge
 from gesso.weights.quantize import linear_layers, quantized_bytes
 from gesso.weights.residency import Unit, divide
 
@@ -38,44 +38,61 @@ class Bytes:
 
 @dataclass
 class Footprint:
-    """Bytes of the parts of one model by role, as they are and in 8 bits."""
+    """Bytes of the parts of one model by role, as they are and in 8 bits.
+
+    Guests are parts that are read when a request first wants them; they count for plans that name them
+    (`Plan.guests`), and once they are there for every plan. `tile` are the pixels along the edge of the autoencoder's
+    tiles, 0 where tiling changes nothing.
+    """
 
     plain: dict[str, Bytes] = field(default_factory=dict)
     quantized: dict[str, Bytes] = field(default_factory=dict)
+    tile: int = 0
+    _guests: dict[str, tuple[Bytes, Bytes]] = field(default_factory=dict)
 
     def add(self, role: str, part: nn.Module) -> None:
         """Count a part that is not quantized yet."""
-        self.plain[role] = _weigh(part, quantized=False)
-        self.quantized[role] = _weigh(part, quantized=True) if is_quantized(role) else self.plain[role]
+        self.plain[role], self.quantized[role] = _weighed(role, part)
+        if role == AUTOENCODER:
+            self.tile = tile_edge(part)
 
-    def weights(self, mode: MemoryMode) -> int:
+    def expect(self, role: str, part: nn.Module | int) -> None:
+        """Count a guest: a network, or so many bytes that are there all the time."""
+        if isinstance(part, int):
+            always = Bytes(part, 0, 0, part)
+            self._guests[role] = (always, always)
+        else:
+            self._guests[role] = _weighed(role, part)
+
+    def weights(self, mode: MemoryMode, guests: Collection[str] = ()) -> int:
         """Bytes of all parts, wherever they rest."""
-        return sum(part.whole for part in self._parts(mode).values())
+        return sum(part.whole for part in self._parts(mode, guests).values())
 
-    def peak(self, mode: MemoryMode, activations: Mapping[str, int], pixels: int) -> int:
+    def peak(self, mode: MemoryMode, activations: Mapping[str, int], pixels: int, guests: Collection[str] = ()) -> int:
         """The most memory on the device for one picture, which has so many pixels.
 
         `activations` are bytes beside weights by stage ("text", "picture", "step", "decode"); a stage of another name
         is taken for every part's.
         """
-        parts = self._parts(mode)
+        parts = self._parts(mode, guests)
         always = sum(part.always for part in parts.values())
         most = 0
         for role, part in parts.items():
             there = {name: other for name, other in parts.items() if not are_apart(role, name, mode)}
             held = sum(other.working(mode) for other in there.values())
             beside = max((size for stage, size in activations.items() if _takes_part(role, stage)), default=0)
-            if mode.tiling and role == AUTOENCODER:
-                beside = _tiled(beside, pixels)
+            if mode.tiling and role == AUTOENCODER and self.tile:
+                beside = _tiled(beside, pixels, self.tile)
             most = max(most, always + held + beside + part.temporary)
         return most
 
-    def host(self, mode: MemoryMode) -> int:
+    def host(self, mode: MemoryMode, guests: Collection[str] = ()) -> int:
         """The most host memory on a machine whose device has memory of its own: what rests there."""
-        return 0 if mode.placement == "full" else self.weights(mode)
+        return 0 if mode.placement == "full" else self.weights(mode, guests)
 
-    def _parts(self, mode: MemoryMode) -> dict[str, Bytes]:
-        return self.quantized if mode.scheme else self.plain
+    def _parts(self, mode: MemoryMode, guests: Collection[str]) -> dict[str, Bytes]:
+        expected = {role: both[bool(mode.scheme)] for role, both in self._guests.items() if role in guests}
+        return expected | (self.quantized if mode.scheme else self.plain)
 
 
 def _takes_part(role: str, stage: str) -> bool:
@@ -88,9 +105,15 @@ def _takes_part(role: str, stage: str) -> bool:
     return stage != "step" or not (is_reader(role) or role == AUTOENCODER)
 
 
-def _tiled(size: int, pixels: int) -> int:
+def _tiled(size: int, pixels: int, edge: int) -> int:
     """What decoding holds tile by tile: its share of maps, and the whole picture in float32 twice."""
-    return min(size, size * TILE**2 // max(pixels, 1) + 2 * 12 * pixels)
+    return min(size, size * edge**2 // max(pixels, 1) + 2 * 12 * pixels)
+
+
+def _weighed(role: str, part: nn.Module) -> tuple[Bytes, Bytes]:
+    """A part as it is, and as it is where 8 bits are asked for."""
+    plain = _weigh(part, quantized=False)
+    return plain, _weigh(part, quantized=True) if is_quantized(role) else plain
 
 
 def _weigh(part: nn.Module, *, quantized: bool) -> Bytes:

@@ -117,7 +117,7 @@ def remove(entry: Entry) -> int:
     with _alone(entry, None):
         folder, size = removable(entry)
         # Moved away first, so that a removal that is cut short leaves no half of a model.
-        away = folder.parent / ".removed"
+        away = folder.with_name(f".{entry.name}.removed")
         try:
             shutil.rmtree(away, ignore_errors=True)
             folder.rename(away)

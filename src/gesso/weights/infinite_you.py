@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 VARIANTS = ("aes_stage2", "sim_stage1")
 """Trained further for text and looks, the default; and before that, nearer to the face."""
-REPOSITORY = "ByteDance/InfiniteYou"
+ENTRIES = {"aes_stage2": "infinite-you", "sim_stage1": "infinite-you-sim"}
+"""Names of the catalogue by variant."""
 RECOGNISER = "recognition_arcface_ir_se50.pth"
 
 _VERSION = "infu_flux_v1.0"
@@ -67,11 +68,16 @@ def load_resampler(folder: Path, variant: str, dtype: torch.dtype) -> Resampler:
     return network.eval().requires_grad_(False)
 
 
-def load_arcface(path: Path) -> nn.Module:
-    """The recogniser, in float32, on the CPU. Raises MissingError that says where it is, WeightsError."""
+def require_arcface(path: Path) -> None:
+    """Raise MissingError, which says where the recogniser is from, if it is not here."""
     if not path.is_file():
         what = f"the face recogniser ({path})"
         raise MissingError(what, f"curl -L --create-dirs -o {path} {_RECOGNISER_ADDRESS}")
+
+
+def load_arcface(path: Path) -> nn.Module:
+    """The recogniser, in float32, on the CPU. Raises MissingError that says where it is, WeightsError."""
+    require_arcface(path)
     with torch.device(META):
         network = ArcFace()
     fill(network, read_tensors(path, dtype=torch.float32), path)

@@ -28,8 +28,7 @@ from gesso.weights.residency import AT_ONCE, Part, Slot, Unit, divide, fetched, 
 TEXT = "text_encoder"
 """What roles of text encoders begin with."""
 AUTOENCODER, PICTURES = "autoencoder", "picture_encoder"
-TILE = 512
-"""Pixels along a tile's edge, at most."""
+_TILE = 512  # pixels along the edge of a tile, where the autoencoder has no size of its own
 
 WHOLE = "CLIP"
 """What classes begin with whose layers are left as they are: small, and not in the original's rule."""
@@ -162,8 +161,18 @@ def set_tiles(autoencoder: nn.Module, mode: MemoryMode) -> None:
         raise RequestError("memory", str(mode), "usable with this model, whose autoencoder has no tiles", hint)
     network.enable_tiling()
     if hasattr(network, "tile_latent_min_size"):
-        network.tile_sample_min_size = TILE
-        network.tile_latent_min_size = TILE // 2 ** (len(network.config["block_out_channels"]) - 1)
+        network.tile_sample_min_size = _TILE
+        network.tile_latent_min_size = _TILE // 2 ** (len(network.config["block_out_channels"]) - 1)
+
+
+def tile_edge(autoencoder: nn.Module) -> int:
+    """Pixels along the edge of a tile in modes with tiling; 0 where they change nothing.
+
+    An autoencoder for videos, whose tiles divide time as well, decodes no other way in any mode.
+    """
+    if not hasattr(autoencoder, "enable_tiling") or hasattr(autoencoder, "tile_sample_min_num_frames"):
+        return 0
+    return getattr(autoencoder, "tile_sample_min_height", _TILE)
 
 
 def are_apart(one: str, other: str, mode: MemoryMode) -> bool:

@@ -2,7 +2,7 @@
 
 The rule (optimum-quanto's qint8, weights only): each row of a linear layer's weight is divided by a 127th of its
 largest magnitude and rounded half to even; the layer multiplies by the weight that this gives back. torchao does
-likewise with kernels of its own, and is an extra. Not here: which parts of a model are quantized (`residency`).
+likewise with kernels of its own, and is an extra. Not here: which parts of a model are quantized (`placing`).
 Shapes: O outputs, I inputs of a linear layer.
 """
 

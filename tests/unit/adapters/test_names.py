@@ -159,3 +159,17 @@ def test_any_names_are_classified_without_an_error(
 def test_a_key_is_read_or_it_is_none(name: str) -> None:
     key = read_key(name)
     assert key is None or (key.module and "." not in key.module and name.startswith(key.group))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "facts"),
+    [
+        ({}, {}),
+        ({"ss_tag_frequency": "[1]"}, {}),
+        ({"ss_tag_frequency": '{"a": {"style": "x"}}', "ss_base_model_version": "sdxl"}, {"base model": "sdxl"}),
+        ({"ss_tag_frequency": '{"a": {"cat": 2, "style ": 9}, "b": {"cat": 1}}'}, {"trained words": "style, cat"}),
+        ({"modelspec.trigger_phrase": "chalk\n", "ss_tag_frequency": '{"a": {"b": 1}}'}, {"trained words": "chalk"}),
+    ],
+)
+def test_what_a_file_says_of_itself(metadata: dict[str, str], facts: dict[str, str]) -> None:
+    assert classify_names({}, metadata).facts() == facts

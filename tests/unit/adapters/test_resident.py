@@ -49,6 +49,20 @@ def test_what_is_in_use_stays_and_what_does_not_fit_beside_it_is_refused() -> No
         hold(resident, "larger", 101)
 
 
+def test_who_is_let_go_is_told_of_before_there_is_room() -> None:
+    gone: list[bytes] = []
+    resident = Resident[bytes](limit=100, size_of=len, leaving=gone.append)
+    hold(resident, "a", 60)
+
+    def read() -> bytes:
+        assert [len(each) for each in gone] == [60]
+        return bytes(50)
+
+    with resident.held("b", 50, read):
+        pass
+    assert resident.forget("b") and len(gone) == 2
+
+
 def test_a_failed_read_leaves_nothing() -> None:
     resident = Resident[bytes](limit=100, size_of=len)
 

@@ -54,11 +54,18 @@ def test_spellings_of_one_source_are_one_source(shown: str) -> None:
     assert (scaled.scale, scaled.key) == (0.8, parse(KINDS[shown][0]).key)
 
 
+def test_the_adapters_beside_infinite_you_have_names() -> None:
+    folder = "ByteDance/InfiniteYou/supports/optional_loras"
+    assert parse("infinite-you:realism::0.5").shown == f"{folder}/flux_realism_lora.safetensors"
+    assert parse("infinite-you:anti-blur").shown == f"{folder}/flux_anti_blur_lora.safetensors"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "is not a source"),
         ("word", "is not a source"),
+        ("infinite-you:beauty", "write infinite-you:realism or infinite-you:anti-blur"),
         ("owner/repo/x.ckpt", "never read"),
         ("owner/repo/../x.safetensors", "is not a source"),
         ("https://huggingface.co/datasets/a/b", "the page of a model"),

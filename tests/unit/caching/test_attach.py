@@ -16,10 +16,11 @@ from gesso.cache_settings import CacheSettings, Granularity
 from gesso.caching.attach import Attached, attach
 from gesso.caching.memory import expected_bytes
 from gesso.caching.policy import Action
-from gesso.caching.sites_layout import check
+from gesso.caching.sites_layout import check, policy_for
 from gesso.errors import GessoError, RequestError, RunError
-from gesso.sampling.guidance import NEGATIVE, branch, branches
-from tests.tiny_caches import FAMILIES, ROWS, TEXT, Call, call_flux, call_z_image, flux, z_image
+from gesso.sampling.forecasts import output_is_forecast
+from gesso.sampling.guidance import NEGATIVE, PROMPT, branch, branches
+from tests.tiny_caches import FAMILIES, ROWS, TEXT, Call, call_flux, call_z_image, flux, hunyuan_video, z_image
 
 STEPS = 8
 POLICIES: dict[str, dict[str, Any]] = {
@@ -131,6 +132,32 @@ def test_a_branch_that_begins_late_is_computed_first() -> None:
     with attached.call([1]), branch(NEGATIVE):
         late = call_flux(network, [1], time_of(1))
     torch.testing.assert_close(late, call_flux(network, [1], time_of(1)))
+
+
+@pytest.mark.parametrize(("granularity", "expected"), [("trunk", [False, True, False]), ("module", [False] * 3)])
+def test_it_is_foretold_where_nothing_of_a_branch_will_be_read(granularity: Granularity, expected: list[bool]) -> None:
+    """Of a branch that was computed, in forecast steps, where the whole output is forecast; and it may be relied on."""
+    network = flux()
+    attached = attach(network, CacheSettings(policy="taylorseer", granularity=granularity, interval=2, warmup=1))
+    told: list[bool] = []
+    for step in range(3):
+        attached.begin_step("run", step, STEPS)
+        with attached.call(["run"]):
+            told.append(output_is_forecast(PROMPT))
+            assert not output_is_forecast(NEGATIVE)  # never computed
+            call_flux(network, [1], time_of(step))
+    assert told == expected and not output_is_forecast(PROMPT)
+    if granularity == "trunk":
+        attached.begin_step("run", 3, STEPS)
+        with attached.call(["run"]):
+            assert output_is_forecast(PROMPT)
+            with pytest.raises(RunError, match="inputs of a step cache changed within a step"):
+                call_flux(network, [1, 2], time_of(3))
+
+
+def test_first_blocks_have_thresholds_of_their_family() -> None:
+    found = [policy_for(make(), CacheSettings(policy="first_block")).settings for make in (flux, hunyuan_video)]
+    assert [settings.threshold for settings in found] == [0.08, 0.06]
 
 
 def test_packed_branches_of_one_call() -> None:

@@ -12,7 +12,7 @@ from gesso.caching.predictor import Rule
 from gesso.caching.store import Store
 from gesso.errors import RunError
 
-RULE = Rule(order=1, warmup=1)
+RULE = Rule(order=1)
 
 
 def test_a_ladder_begins_anew_with_another_shape_batch_or_dtype() -> None:

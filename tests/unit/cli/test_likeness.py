@@ -11,7 +11,7 @@ import pytest
 from gesso.cli.likeness import check_likeness, paint_alike
 from gesso.cli.view import View
 from gesso.engine import Engine
-from gesso.errors import RequestError
+from gesso.errors import RejectedError, RequestError
 from gesso.request import GenerationRequest, Identity
 from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
 
@@ -46,6 +46,7 @@ def ask(seed: int) -> GenerationRequest:
 def test_the_best_try_is_kept(engine: Engine, least: float | None, tries: int | None, kept: int) -> None:
     with View(silent=True) as view:
         first, second = paint_alike(engine, [ask(7), ask(8)], view, least, tries)
+    assert not isinstance(first, RejectedError) and not isinstance(second, RejectedError)
     assert first.seed == kept and first.metadata["seed"] == kept
     assert second.seed == 8 and second.metadata["likeness"] == 0.6
     assert first.metadata["identity"] == {"image": first.metadata["identity"]["image"]}  # pyright: ignore

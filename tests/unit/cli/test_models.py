@@ -81,6 +81,17 @@ def test_a_published_model_that_is_not_here(
     assert "fetch it first: gesso models pull z-image-turbo" in call(capsys, "models", "verify", "z-image-turbo").error
 
 
+def test_a_guest_says_what_it_needs_and_what_to_paint_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    shown = call(capsys, "models", "show", "infinite-you").out
+    assert "CC BY-NC 4.0" in shown and "antelopev2, for non-commercial research, from https://github.com/" in shown
+    assert "supports/insightface" not in shown
+    refused = call(capsys, "generate", "a man", "--model", "infinite-you", "--identity", "man.jpg")
+    assert refused.error.endswith("it is a guest of FLUX: --model flux-dev --identity PHOTOGRAPH, see docs/identity.md")
+
+
 def test_what_is_not_a_pulled_model(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path
 ) -> None:

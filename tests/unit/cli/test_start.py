@@ -19,7 +19,7 @@ from tests.unit.cli.running import call
 # Options are a public face: scripts hang on them. A change here is a change for everybody.
 GENERATE_OPTIONS = {
     *("--negative", "--model", "--width", "--height", "--num-images", "--seed", "--guidance", "--guidance-layer"),
-    *("--steps", "--scheduler", "--true-guidance", "--guidance-normalization", "--guidance-truncation"),
+    *("--steps", "--scheduler", "--clip-skip", "--true-guidance", "--guidance-normalization", "--guidance-truncation"),
     *("--temperature", "--top-k", "--top-p", "--init-image", "--init-strength", "--mask"),
     *(
         "--identity",
@@ -30,7 +30,7 @@ GENERATE_OPTIONS = {
         "--identity-variant",
     ),
     *("--min-likeness", "--tries"),
-    *("--deterministic", "--no-deterministic", "--cache", "--quality"),
+    *("--deterministic", "--no-deterministic", "--cache", "--quality", "--lora", "--safety"),
     *("--size", "--aspect", "--megapixels", "--frames", "--fps"),
     *("--output", "-o", "--name", "--format", "--file-quality", "--metadata", "--no-metadata", "--resume"),
     *("--device", "--dtype", "--memory", "--attention", "--compile", "--no-compile"),
@@ -39,7 +39,7 @@ GENERATE_OPTIONS = {
 OTHER_OPTIONS = {
     "show": {"--json"},
     "rerun": {"--output", "-o", "--device", "--json", "--quiet"},
-    "train": {"--output", "-o", "--set", "--resume", "--json"},
+    "train": {"--output", "-o", "--set", "--model", "--data", "--resume", "--json"},
     "demo": {"--output", "-o", "--device", "--dtype", "--memory", "--json"},
     "doctor": {"--json"},
     "config": {"--json"},

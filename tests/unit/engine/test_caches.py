@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gesso.engine import Engine, caches
-from gesso.engine.caches import Caches, computed_steps, planned
+from gesso.engine.caches import Caches, computed_steps
+from gesso.engine.planning import planned
 from gesso.errors import OutOfMemoryError, RequestError
 from gesso.pipelines.flux_state import FluxDefaults
 from gesso.request import GenerationRequest
 from tests.tiny_flux import tiny_pipeline
+from tests.unit.engine.turns import Turns
 
 DISTILLED = FluxDefaults(width=64, height=64, steps=4, guidance=0.0, distilled=True)
 
@@ -45,6 +47,8 @@ def test_what_is_lost_is_said() -> None:
     (warning,) = planned(tiny_pipeline(), ask("lite:warmup=20")).warnings
     assert warning.startswith("cache has no effect: all 20 steps are computed")
     assert not planned(tiny_pipeline(), ask("lite")).warnings
+    (warning,) = planned(tiny_pipeline(), ask("first_block:max_skips=3")).warnings
+    assert warning.endswith("first: gesso calibrate infinity-nano --steps 20 --cache first_block:max_skips=3")
 
 
 def test_blanks_are_filled_so_that_the_same_comes_out() -> None:
@@ -93,3 +97,30 @@ def test_one_that_nobody_uses_stays_until_another_is_wanted() -> None:
     assert len(found._shared) == 2
     found.detach()
     assert not any(hasattr(module, "_diffusers_hook") for module in pipeline.transformer.modules())
+
+
+def test_a_forecast_step_is_charged_the_share_of_a_full_one_that_it_took() -> None:
+    pipeline = tiny_pipeline()
+    cached = Caches(pipeline).begin(planned(pipeline, ask("lite:interval=4,warmup=1", steps=8)))
+    assert cached is not None
+    charges: list[int] = []
+    assert cached.outlook(0, 8) == 1  # nothing has been seen
+    for step, seconds in enumerate((2.0, 0.5, 0.5, 0.5, 2.0)):
+        cached.decision(step, 8)
+        with caches.calling([cached]):
+            pass
+        charges.append(cached.charged(1000, seconds))
+    assert charges == [1000, 250, 250, 250, 1000]
+    assert cached.outlook(5, 8) == pytest.approx(0.25) and cached.outlook(0, 8) == pytest.approx(1 - 0.75 * 6 / 8)
+    cached.end()
+
+
+def test_the_plan_is_worked_off_whatever_is_charged() -> None:
+    turns = Turns(tiny_pipeline())
+    job = turns.submit(ask("lite:interval=10,warmup=1", steps=10).model_copy(update={"model": "0"}))
+    turns.turn(9)
+    (row,) = turns.loop._fleet.models[0].rows
+    step = int(row.state.cost.flops)
+    assert row.spent == row.steps_done * step > 0
+    assert step <= row.run.used <= row.spent
+    turns.finish(job)

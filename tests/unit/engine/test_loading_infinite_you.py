@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gesso.engine.loading import load_planner
 from gesso.engine.loading.build import Build
 from gesso.engine.loading.infinite_you import face_reader, guest
+from gesso.engine.memory import peaks
 from gesso.errors import FileError, GessoError, MissingError, WeightsError
+from gesso.memory_modes import FULL, parse_mode
 from gesso.models.arcface import ArcFace
 from gesso.models.resampler import Resampler, ResamplerConfig, infer_config
 from gesso.pipelines.infinite_you import InfiniteYou
-from gesso.weights.infinite_you import load_arcface, load_resampler
-from tests.tiny_flux import tiny_transformer
-from tests.tiny_infinite_you import PERSON, tiny_infusenet, tiny_resampler, write_tiny_infinite_you
+from gesso.request import GenerationRequest, Identity
+from gesso.weights.infinite_you import RECOGNISER, load_arcface, load_resampler
+from tests.tiny_flux import tiny_transformer, write_tiny_flux
+from tests.tiny_infinite_you import PACK, PERSON, tiny_infusenet, tiny_resampler, write_tiny_infinite_you
 
 NETWORK = dict(tiny_transformer().config)
 
@@ -30,7 +37,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def published(home: Path) -> Path:
-    return write_tiny_infinite_you(home / "weights" / "infinite-you")
+    """Without a pack; the recogniser is there by name only."""
+    folder = write_tiny_infinite_you(home / "weights" / "infinite-you")
+    (folder / RECOGNISER).touch()
+    return folder
 
 
 def made(**changed: object) -> InfiniteYou:
@@ -49,13 +59,53 @@ def test_both_variants_come_back_as_they_were_written(published: Path) -> None:
     assert {parameter.device.type for parameter in planned.parameters()} == {"meta"}
 
 
+def test_a_variant_may_lie_by_itself(published: Path, home: Path) -> None:
+    own = home / "weights/infinite-you-sim/infu_flux_v1.0/sim_stage1"
+    own.parent.mkdir(parents=True)
+    (published / "infu_flux_v1.0/sim_stage1").rename(own)
+    assert made()._networks("sim_stage1").variant == "sim_stage1"
+    (own / "image_proj_model.bin").unlink()
+    with pytest.raises(MissingError, match=r"sim_stage1/image_proj_model\.bin .*models pull infinite-you-sim$"):
+        made()._networks("sim_stage1")
+
+
+@pytest.mark.parametrize("mode", ["full", "offload"])
+def test_the_other_variant_makes_room(published: Path, mode: str) -> None:
+    whole = guest(Build(device="cpu", memory=parse_mode(mode)), NETWORK)
+    first = weakref.ref(whole._networks("aes_stage2").infusenet)
+    second = whole._networks("sim_stage1").infusenet
+    gc.collect()
+    assert first() is None and second is not None
+
+
+def test_memory_is_foreseen_with_the_person_s_networks(published: Path, home: Path) -> None:
+    (home / "weights/antelopev2").mkdir()
+    shutil.copy(PACK / "fake_scrfd.onnx", home / "weights/antelopev2")
+    folder = str(write_tiny_flux(home / "flux"))
+    planner = load_planner(folder, "cpu", "fp32")
+    assert planner is not None
+    plain = GenerationRequest(prompt="a red star", model=folder, width=64, height=64, seed=1)
+    asked = plain.model_copy(update={"identity": Identity(image=str(PERSON))})
+    alone, person = planner.plan(plain), planner.plan(asked)
+    assert (alone.guests, person.guests) == ((), ("infusenet", "resampler"))
+    assert person.activations["step"] > alone.activations["step"] and "picture" in person.activations
+    infusenet = sum(value.nbytes for value in tiny_infusenet().parameters())
+    resampler = (published / "infu_flux_v1.0/aes_stage2/image_proj_model.bin").stat().st_size
+    more = {mode: size - peaks(planner, alone)[mode] for mode, size in peaks(planner, person).items()}
+    assert more[FULL] >= infusenet + resampler
+    assert infusenet + resampler > more[parse_mode("8bit")] > resampler
+    assert planner.plan(plain) == alone and peaks(planner, alone)[FULL] < peaks(planner, person)[FULL]
+
+
 def test_what_is_missing_says_how_it_is_had(home: Path) -> None:
-    with pytest.raises(MissingError, match=r"InfiniteYou's aes_stage2 .*for research.*hf download ByteDance"):
+    with pytest.raises(MissingError, match=r"InfiniteYou's aes_stage2 .*CC BY-NC 4.0.*pull infinite-you$"):
         made()._make_shapes("aes_stage2")
     with pytest.raises(MissingError, match=r"for non-commercial research, so Gesso neither ships nor fetches it"):
         face_reader().face(PERSON)
-    with pytest.raises(MissingError, match=r"the face recogniser .*curl -L .*recognition_arcface_ir_se50\.pth"):
-        load_arcface(home / "weights/infinite-you/recognition_arcface_ir_se50.pth")
+    folder = write_tiny_infinite_you(home / "weights/infinite-you")
+    for ask in (lambda: made()._make_shapes("aes_stage2"), lambda: load_arcface(folder / RECOGNISER)):
+        with pytest.raises(MissingError, match=r"the face recogniser .*curl -L .*recognition_arcface_ir_se50\.pth"):
+            ask()
 
 
 def test_a_pack_beside_the_published_weights_is_found(published: Path) -> None:

@@ -18,13 +18,13 @@ class Loading(Turns):
 
     def __init__(self, *pipelines: Pipeline) -> None:
         super().__init__(*pipelines)
-        load, self.loaded = self.loop._load, list[str]()
+        load, self.loaded = self.loop._admission.load, list[str]()
 
         def remembering(name: str, device: str, dtype: str | None) -> Pipeline:
             self.loaded.append(name)
             return load(name, device, dtype)
 
-        self.loop._load = remembering
+        self.loop._admission.load = remembering
 
 
 def test_one_model_is_loaded_a_turn_and_others_step_and_leave_in_between() -> None:

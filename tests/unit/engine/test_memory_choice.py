@@ -130,6 +130,21 @@ def test_a_footprint_is_that_of_the_parts() -> None:
     assert footprint.quantized["transformer"].temporary == 256
 
 
+def test_a_guest_counts_for_plans_that_name_it_and_once_it_is_there_for_all() -> None:
+    footprint, full, offload = Footprint(), parse_mode("full"), parse_mode("offload")
+    footprint.add("transformer", nn.Linear(8, 8))
+    footprint.add("text_encoder", nn.Linear(8, 16))
+    footprint.expect("infusenet", nn.Linear(8, 4))
+    footprint.expect("resampler", 1000)
+    guests = ("infusenet", "resampler")
+    assert footprint.peak(full, {}, 1) == 288 + 576
+    assert footprint.peak(full, {"step": 7}, 1, guests) == 288 + 576 + 144 + 1000 + 7
+    assert footprint.peak(offload, {}, 1, guests) == max(288 + 144, 576) + 1000  # which is there all the time
+    assert footprint.host(full, guests) == 0 and footprint.host(offload, guests) == 288 + 576 + 144 + 1000
+    footprint.add("infusenet", nn.Linear(8, 4))
+    assert footprint.peak(full, {}, 1) == 288 + 576 + 144
+
+
 def test_pictures_and_plans_say_the_mode(tmp_path: Path) -> None:
     folder = str(tiny_flux.write_tiny_flux(tmp_path / "flux"))
     assert str(memory_mode(folder, "cpu", memory="8bit+offload")) == "offload+8bit"

@@ -74,7 +74,7 @@ def test_one_in_use_is_waited_for_and_nobody_overtakes() -> None:
     """The first model has a long request; the second waits for it, and a later request of the first for the second."""
     shelf = Shelf()
     with Engine(device="cpu", load=shelf, model_budget=SIZE) as engine:
-        engine._loop._measure = lambda name, device, dtype: SIZE
+        engine._loop._admission.measure = lambda name, device, dtype: SIZE
         first = engine.submit(GenerationRequest(prompt="a star", model="a", seed=1, steps=500))
         next(event for event in first.events() if isinstance(event, Progress) and event.stage == "step")
         second = engine.submit(asked("b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from PIL import Image
 
 from gesso.cli import app
 from gesso.errors import FileError, RequestError
-from gesso.evaluation.caches import Bench, calibrate, fitting
+from gesso.evaluation.caches import PROMPTS, Bench, bench_of, calibrate, fitting
 from gesso.evaluation.closeness import SAME_PSNR, psnr, relative_error, ssim
-from gesso.fronts import Point, expected, losing, pareto_front, path_of, pick, read_points, write_points
+from gesso.fronts import Point, caches_at, expected, losing, pareto_front, path_of, pick, read_points, write_points
 from gesso.metadata import read_record
+from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
+from gesso.models.word_features import FluxWordFeatures
 from gesso.request import GenerationRequest
+from gesso.worlds import faces, shapes
 from tests.tiny_flux import tiny_pipeline
 
 KNOWN = {"digest": "none", "device": "cpu", "dtype": "float32", "hardware": "any"}
@@ -50,10 +54,28 @@ def test_fronts_and_what_a_quality_picks() -> None:
     assert pick(points, "0.95", model="m", steps=8) == points[1]
     assert pick(points, "0.5", model="m", steps=8) == points[0]
     assert pick(points, "0.99", model="m", steps=8) is None and pick([], "exact", model="m", steps=8) is None
-    with pytest.raises(RequestError, match="not known for m at 9 steps; first: gesso calibrate m --steps 9"):
+    idle = point("first_block", 1.1, 1.0, computed=8)  # forecasts nothing, whatever a busy machine says of its speed
+    assert pick([*points, idle], "0.99", model="m", steps=8) is None and caches_at([*points, idle], 8) == points
+    with pytest.raises(RequestError, match="first: gesso calibrate m --steps 9; or take 8 steps, which were measured"):
         pick(points, "0.5", model="m", steps=9)
     with pytest.raises(RequestError, match="a number from 0 to 1, or exact"):
         pick(points, "best", model="m", steps=8)
+
+
+def test_models_are_asked_what_they_have_words_for() -> None:
+    """The shapes world judges those that know its words and no others; portraits of the faces world nobody judges."""
+    asked: list[tuple[str, bool]] = []
+    for vocabulary in (shapes.VOCABULARY, faces.VOCABULARY, ("word",)):
+        text = FluxWordFeatures(
+            WordEncoder(WordEncoderConfig(vocabulary=vocabulary, width=8, depth=1, heads=2, length=8))
+        )
+        pipeline = SimpleNamespace(text=text)
+        found = bench_of(pipeline, "m", {}, pictures=2, device="cpu")  # pyright: ignore[reportArgumentType]
+        asked.append((found.requests[0].prompt, bool(found.questions)))
+    portrait = faces.caption(faces.held_out_portrait(0), 0)
+    assert asked == [(shapes.prompts(6, 0)[0].prompt, True), (portrait, False), (PROMPTS[0], False)]
+    general = bench_of(tiny_pipeline(), "m", {}, pictures=2, device="cpu")  # whose vocabularies spell any word
+    assert general.requests[1].prompt == PROMPTS[1] and not general.questions
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
@@ -125,6 +147,10 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
         and cached["steps"] == "FFTFTF"
         and set(cached["expected"]) == {"psnr", "ssim", "latent"}
     )
+    assert app.run([*paint, "--quality", "1"]) == 0
+    told = capsys.readouterr()
+    assert "no cache: none that was measured is closer than 0." in told.err
+    assert read_record(Path(told.out.strip())).request.cache is None
     assert app.run([*paint, "--quality", "exact", "--json"]) == 0
     assert "cache" not in json.loads(capsys.readouterr().out)["metadata"]
     assert app.run([*paint, "--quality", "0.5", "--cache", "lite"]) == 2

@@ -15,6 +15,7 @@ EVERY = [
     (errors.RunError("disk full"), 1),
     (errors.OutOfMemoryError(3 << 30, 1 << 30, ("offload", "8bit")), 1),
     (errors.OutOfMemoryError(None, None), 1),
+    (errors.RejectedError([7, 9], 4), 1),
     (errors.CancelledError(), 130),
 ]
 

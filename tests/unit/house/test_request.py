@@ -24,6 +24,7 @@ FIELDS = [
     "seed",
     "steps",
     "scheduler",
+    "clip_skip",
     "guidance",
     "guidance_layer",
     "true_guidance",
@@ -36,8 +37,10 @@ FIELDS = [
     "init_strength",
     "mask",
     "identity",
+    "lora",
     "cache",
     "deterministic",
+    "safety",
 ]
 
 
@@ -89,7 +92,12 @@ def test_the_list_of_fields_is_frozen() -> None:
         ("mask", "alone.png"),
         ("init_strength", 2),
         ("init_strength", 0.5),
+        ("lora", 3),
+        ("lora", "two words"),
+        ("lora", ("owner/style", "hf:owner/style::2")),
+        ("lora", tuple(f"owner/style-{index}" for index in range(33))),
         ("deterministic", "perhaps"),
+        ("safety", "maybe"),
     ],
 )
 def test_unusable_values_are_refused_by_name(field: str, value: object) -> None:

@@ -17,6 +17,7 @@ from gesso.models import hunyuan_video_cost
 from gesso.models.hunyuan_video_tiles import Tiling, decode_in_tiles
 from tests.tiny_hunyuan_video import POOLED_WIDTH, TEXT_WIDTH, tiny_autoencoder, tiny_transformer
 from tests.unit.models.live_bytes import most_live_bytes
+from tests.unit.models.resident_bytes import in_fresh_process, measured, most_resident_bytes
 
 # Latent frames, rows, columns: less than a tile, just one, more in either direction, and ends of all lengths.
 SIZES = [(1, 2, 3), (4, 4, 4), (5, 4, 4), (6, 5, 4), (7, 3, 9), (8, 8, 7), (12, 4, 5)]
@@ -126,15 +127,30 @@ def test_bytes_of_the_transformer_at_once(dtype: torch.dtype) -> None:
     assert found == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("size", [(2, 40, 24), (8, 40, 60)])
-def test_bytes_of_decoding_at_once(size: tuple[int, int, int]) -> None:
-    with torch.device("meta"):
-        network: Any = AutoencoderKLHunyuanVideo()
-        nn.Module.to(network, torch.bfloat16)
-        latent = torch.zeros(1, 16, *size, dtype=torch.bfloat16)
-        expected = most_live_bytes(lambda: [None for _ in decode_in_tiles(network, latent)], network)
-    found = hunyuan_video_cost.decode_peak_bytes(network.config, Tiling.of(network), *size, 2)
-    assert found == pytest.approx(expected, rel=0.1)
+def decoding(dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes measured and foreseen of four tiles, the first of them whole."""
+    values: dict[str, Any] = {"latent_channels": 16, "layers_per_block": 1, "norm_num_groups": 16}
+    widths: list[Any] = [(16,) * 4, (32, 64, 64, 64)]
+    small, large = (AutoencoderKLHunyuanVideo(block_out_channels=channels, **values) for channels in widths)
+    for network in (small, large):
+        nn.Module.to(network, dtype)
+        network.tile_sample_min_height = network.tile_sample_min_width = 80
+        network.tile_sample_stride_height = network.tile_sample_stride_width = 64
+
+    def decode(network: AutoencoderKLHunyuanVideo, *size: int) -> None:
+        for _ in decode_in_tiles(network, torch.zeros(1, 16, *size, dtype=dtype)):
+            pass
+
+    size = (5, 10, 14)
+    found = most_resident_bytes(lambda: decode(large, *size), before=lambda: decode(small, 2, 4, 4))
+    return found, hunyuan_video_cost.decode_peak_bytes(large.config, Tiling.of(large), *size, dtype.itemsize)
+
+
+@measured
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_of_decoding_at_once(dtype: torch.dtype) -> None:
+    found, foreseen = in_fresh_process(decoding, dtype)
+    assert found == pytest.approx(foreseen, rel=0.1)
 
 
 def test_bytes_of_reading_at_once() -> None:

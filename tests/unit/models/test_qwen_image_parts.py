@@ -70,10 +70,13 @@ def test_operations_of_the_autoencoder(changes: dict[str, Any]) -> None:
 # ---- the autoencoder ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("frames", [1, 5])
-def test_the_autoencoder_gives_diffusers_bits(frames: int) -> None:
+def test_the_autoencoder_gives_diffusers_bits(frames: int, tiled: bool) -> None:
     ours: Any = tiny_autoencoder()
     theirs: Any = tiny_autoencoder(AutoencoderKLQwenImage)
+    for network in (ours, theirs) if tiled else ():
+        network.enable_tiling(24, 24, 16, 16)
     torch.manual_seed(3)
     video_23FHW = torch.randn(2, 3, frames, 32, 48)
     with torch.no_grad():
@@ -145,7 +148,8 @@ def test_the_published_sizes_on_the_meta_device() -> None:
     )
     plan = pipeline.plan(GenerationRequest(prompt="a red star", seed=7))
     assert (plan.request.width, plan.request.height, plan.steps, plan.warnings) == (1328, 1328, 50, ())
-    assert plan.peak_bytes / 1e9 == pytest.approx(55.3 + 2.4, abs=0.2)  # weights, and the decoder's maps
+    assert plan.peak_bytes / 1e9 == pytest.approx(55.3 + 3.7, abs=0.2)  # weights, and the decoder's maps
+    assert plan.activations["text"] < plan.activations["step"] < plan.activations["decode"]
     tokens, width = 83 * 83, 3072
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width  # the picture's own; texts are short
     assert plan.cost.flops == pytest.approx(2 * 50 * 60 * block, rel=0.01)

@@ -83,7 +83,7 @@ def test_the_published_model_is_planned_for(published: HunyuanVideoPipeline) -> 
     weights = 2 * (12_821_012_544 + 7_505_186_816 + 123_060_480 + 246_478_803)
     assert plan.peak_bytes == weights + plan.activations["step"]
     assert 12e9 < plan.activations["step"] < 14e9
-    assert 2e9 < plan.activations["decode"] < 4e9
+    assert 3e9 < plan.activations["decode"] < 5e9
     assert 5.9e17 < plan.cost.flops < 6.3e17
 
 

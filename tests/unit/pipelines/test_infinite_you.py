@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gesso.cache_settings import parse_cache
+from gesso.caching.attach import attach
 from gesso.errors import FileError, RequestError
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxState
@@ -102,6 +104,35 @@ def test_in_company_of_people_of_other_strength_and_of_nobody(pipeline: FluxPipe
 def test_true_guidance_evaluates_the_negative_without_the_person(pipeline: FluxPipeline) -> None:
     request = asked().model_copy(update={"true_guidance": 2.0, "negative": "a ring"})
     assert calls(pipeline, request) == 4
+
+
+@pytest.mark.parametrize(("cache", "expected"), [("lite", 4), ("taylorseer:granularity=module", 8)])
+def test_infusenet_rests_where_a_step_cache_forecasts_all_that_would_read_it(
+    pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch, cache: str, expected: int
+) -> None:
+    """By module its residuals are still added to what is forecast, so it is evaluated. The picture is the same bits."""
+    settings = parse_cache(cache).model_copy(update={"interval": 3, "warmup": 2, "last_full": 1})
+    request = asked(steps=8).model_copy(update={"cache": settings})
+
+    def cached() -> tuple[int, Tensor]:
+        (state,) = begun(pipeline, [request])
+        assert state.presence is not None
+        attached, counted = attach(pipeline.transformer, settings), []
+        hook = state.presence.networks.infusenet.register_forward_hook(lambda *_: counted.append(1))
+        while state.remaining:
+            attached.begin_step("picture", state.index, state.total)
+            with attached.call(["picture"]):
+                pipeline.step([state])
+        assert attached.taken("picture") == "FFTTFTTF"
+        hook.remove()
+        attached.detach()
+        return len(counted), state.tokens_1LD
+
+    count, rested = cached()
+    monkeypatch.setattr("gesso.pipelines.flux.output_is_forecast", lambda branch: False)
+    always, awake = cached()
+    assert (count, always) == (expected, 8)
+    assert torch.equal(rested, awake)
 
 
 def test_changing_the_variant_loads_it_and_nothing_else() -> None:

@@ -37,7 +37,8 @@ def _refusal(pipeline: InfinityPipeline, **fields: object) -> RequestError:
 
 
 WITHOUT_EFFECT = {"steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation"}
-WITHOUT_EFFECT |= {"frames", "fps", "mask", "cache", "identity"}
+WITHOUT_EFFECT |= {"frames", "fps", "mask", "clip_skip", "cache", "identity"}
+ENGINES = {"safety"}  # filled by the engine
 
 
 def test_fields_of_diffusion_have_no_effect_and_a_warning(pipeline: InfinityPipeline) -> None:
@@ -48,7 +49,7 @@ def test_fields_of_diffusion_have_no_effect_and_a_warning(pipeline: InfinityPipe
 def test_every_blank_is_filled(pipeline: InfinityPipeline) -> None:
     plan = pipeline.plan(ask())
     blanks = {name for name, value in plan.request.model_dump().items() if value is None}
-    assert blanks == {"init_image", "init_strength", *WITHOUT_EFFECT}  # the first two together: no picture was given
+    assert blanks == {"init_image", "init_strength", *WITHOUT_EFFECT, *ENGINES}  # the first two: no picture was given
     assert plan.request.seed is not None
     assert pipeline.plan(plan.request).request == plan.request
     assert plan.steps == len(SQUARE)

@@ -22,6 +22,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpain
 from PIL import Image
 from torch import Tensor
 
+from gesso.errors import RequestError
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.request import GenerationRequest
 from gesso.sampling.noise_schedulers import NAMES
@@ -177,6 +178,16 @@ def test_guidance(sdxl: SdxlPipeline, guidance: float) -> None:
 def test_without_a_negative_prompt(zero_empty: bool) -> None:
     pipeline = tiny_pipeline(zero_empty=zero_empty)
     check(paint(pipeline, [request()]), theirs(pipeline, StableDiffusionXLPipeline, 1))
+
+
+def test_fewer_layers_of_text(sdxl: SdxlPipeline) -> None:
+    requests = [request(negative="a ring", clip_skip=1), request(negative="a ring")]
+    ours = paint(sdxl, requests)
+    wanted = theirs(sdxl, StableDiffusionXLPipeline, 1, negative_prompt="a ring", clip_skip=1)
+    check(paint(sdxl, requests[:1]), wanted)
+    assert ours.pictures[0].tobytes() != ours.pictures[1].tobytes()
+    with pytest.raises(RequestError, match="clip_skip 2 is not from 0 to 1"):
+        sdxl.plan(request(clip_skip=2))
 
 
 def test_different_requests_in_one_batch(sdxl: SdxlPipeline) -> None:

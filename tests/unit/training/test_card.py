@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gesso.errors import FileError
+from gesso.errors import FileError, RequestError
 from gesso.training.card import main, write_card
 from gesso.weights import manifest, shared
 
@@ -38,7 +38,7 @@ def flux(flux_run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_flow_models_card(flux: Path, flux_run: Path, kl_autoencoder_run: Path, score: Path) -> None:
-    card = write_card(flux, flux_run, score, kl_autoencoder_run)
+    card = write_card(flux, flux_run, [score], {"autoencoder": kl_autoencoder_run})
     text = card.read_text()
     assert text.startswith("# flux\n\nA small FLUX (rectified flow")
     assert "at 32 x 32 pixels" in text
@@ -55,7 +55,7 @@ def test_a_flow_models_card(flux: Path, flux_run: Path, kl_autoencoder_run: Path
 
 
 def test_without_the_first_stage(flux: Path, flux_run: Path, score: Path) -> None:
-    text = write_card(flux, flux_run, score).read_text()
+    text = write_card(flux, flux_run, [score]).read_text()
     assert "Autoencoder on" not in text
     assert "`gesso train tiny-flow`; about" in text
     assert not (flux / "training-autoencoder.json").exists()
@@ -66,7 +66,7 @@ def test_what_is_shared_is_counted_and_said(
 ) -> None:
     monkeypatch.setattr(manifest, "SHARED", tmp_path / "shared")
     shared.share(flux)
-    assert "MB of them shared with other models" in write_card(flux, flux_run, score).read_text()
+    assert "MB of them shared with other models" in write_card(flux, flux_run, [score]).read_text()
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
@@ -91,15 +91,17 @@ def test_an_infinity_card(
 def test_what_is_missing_is_named(flux: Path, flux_run: Path, score: Path, tmp_path: Path) -> None:
     before = {path.name for path in flux.iterdir()}
     with pytest.raises(FileError, match="holds no sample sheet"):
-        write_card(flux, tmp_path, score)
+        write_card(flux, tmp_path, [score])
     with pytest.raises(FileError, match="cannot be read as JSON; make it with gesso eval shapes --output"):
-        write_card(flux, flux_run, tmp_path / "absent.json")
+        write_card(flux, flux_run, [tmp_path / "absent.json"])
     score.write_text("{}")
     with pytest.raises(FileError, match="is no shapes-score"):
-        write_card(flux, flux_run, score)
+        write_card(flux, flux_run, [score])
+    with pytest.raises(RequestError, match=r"--tokenizer .* is not one of autoencoder"):
+        write_card(flux, flux_run, [score], {"tokenizer": tmp_path})
     assert {path.name for path in flux.iterdir()} == before
 
 
 def test_an_autoencoder_has_no_card(kl_autoencoder_run: Path, flux_run: Path, score: Path) -> None:
     with pytest.raises(FileError, match="family kl-autoencoder; one of infinity, flux, z-image"):
-        write_card(kl_autoencoder_run / "export", flux_run, score)
+        write_card(kl_autoencoder_run / "export", flux_run, [score])

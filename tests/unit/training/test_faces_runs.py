@@ -18,6 +18,7 @@ from gesso.errors import MissingError, RequestError, WeightsError
 from gesso.evaluation import faces as evaluation
 from gesso.models.resampler import ResamplerConfig
 from gesso.request import GenerationRequest
+from gesso.training.card import main
 from gesso.training.infinite_you import InfiniteYouSettings, InfiniteYouTask
 from gesso.training.painting import paint
 from gesso.training.recipes.recipe import Recipe
@@ -122,6 +123,8 @@ def test_only_what_paints_people_is_trained(runs: dict[str, Path]) -> None:
         assert whole[name] == flux[name]
     assert whole["recogniser.safetensors"] == exported(runs["recogniser"])["recogniser.safetensors"]
     assert set(infinite_you_nano.FILES) <= whole.keys()
+    assert set(infinite_you_nano.FILES) <= set(catalogue.find(str(runs["infinite-you"] / "export")).files)
+    assert not set(infinite_you_nano.FILES) & set(catalogue.find(str(runs["flux"] / "export")).files)
 
 
 def test_an_export_paints_people_and_is_flux_without_one(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -170,6 +173,31 @@ def test_people_are_counted(runs: dict[str, Path], tmp_path: Path) -> None:
     assert score.painted.right == sum(answer.right for answer in score.answers)
     assert -1 <= score.others <= 1 and score.request["identity"] == {"strength": 0.5}
     assert json.loads(json.dumps(score.as_dict()))["chance"] == 0.05
+
+
+def test_a_card_says_how_like_people_are(runs: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model = Path(shutil.copytree(runs["infinite-you"] / "export", tmp_path / "nano"))
+    share = {"share": 0.95, "right": 19, "asked": 20, "interval": [0.76, 0.99]}
+    score = {"score": "faces", "painted": share, "drawn": share, "chance": 0.05, "own": 0.7, "others": 0.01}
+    said = {"request": {"model": "nano", "trials": 20, "seed": 0, "identity": {"strength": 0.9}}, "answers": []}
+    (tmp_path / "score.json").write_text(json.dumps(score | said))
+    (tmp_path / "other.json").write_text(json.dumps(score | said | {"painted": share | {"right": 18, "share": 0.9}}))
+    arguments = [str(model), "--run", str(runs["infinite-you"]), "--score", str(tmp_path / "score.json")]
+    stages = [f"--{name}={runs[name]}" for name in ("autoencoder", "recogniser", "flux")]
+    main([*arguments, str(tmp_path / "other.json"), *stages])
+    text = (model / "README.md").read_text()
+    assert "| painted, by the model's own recogniser, which flatters | 19 of 20 | 0.950 | 0.760 to 0.990 |" in text
+    assert "| painted, by a recogniser that the model never met | 18 of 20 |" in text
+    assert "`gesso eval faces --model nano --trials 20 --seed 0 --identity-strength 0.9`" in text
+    assert "Recogniser on held-out people: 0." in text and "Flux on held-out people: loss" in text
+    assert "`gesso train tiny-recogniser`, then `gesso train tiny-faces-flux`, then `gesso train tiny-infinite" in text
+    assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("`gesso train"))
+    kept = {"score.json", "score-other-judge.json", "samples.png", "loss.png", "training-flux.json"}
+    assert kept <= {path.name for path in model.iterdir()}
+    (tmp_path / "score.json").write_text(json.dumps({"score": "shapes"}))
+    with pytest.raises(SystemExit, match="is no likeness-score; make it with gesso eval faces --output"):
+        main(arguments)
 
 
 def test_the_command_prints_a_table_and_refuses_what_it_cannot_score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from gesso.errors import FileError, RequestError, WeightsError
 from gesso.models import kl_autoencoder
 from gesso.training import recipes
-from gesso.training.kl_autoencoder import KLAutoencoderTask, divergence_from_normal, edge_weights
+from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask, divergence_from_normal, edge_weights
 from gesso.training.pictures import scenes_of_step
 from gesso.weights.flow_nano import load_autoencoder
 from tests.unit.training.tiny_recipes import (
@@ -49,6 +50,28 @@ def test_there_and_back_is_what_diffusers_does(kl_autoencoder_run: Path) -> None
     torch.testing.assert_close(latent, (mean - config.shift_factor) * config.scaling_factor)
     decoded = loaded.decode(mean).sample  # pyright: ignore[reportAttributeAccessIssue]
     torch.testing.assert_close(kl_autoencoder.decode(loaded, latent), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_is_of_the_posterior(kl_autoencoder_run: Path) -> None:
+    loaded, config = load_autoencoder(kl_autoencoder_run / "export")
+    image, _ = scenes_of_step(0, 2, 32, 0)
+    posterior = loaded.encode(image).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+    expected = posterior.sample(torch.Generator().manual_seed(3))
+    made = kl_autoencoder.sample(loaded, kl_autoencoder.moments(loaded, image), torch.Generator().manual_seed(3))
+    torch.testing.assert_close(made, (expected - config.shift_factor) * config.scaling_factor)
+
+
+def test_a_run_begins_from_an_export(kl_autoencoder_run: Path) -> None:
+    recipe, source = kl_autoencoder_recipe(), kl_autoencoder_run / "export"
+    assert isinstance(recipe.settings, KLAutoencoderSettings)
+    theirs, _ = load_autoencoder(source)
+    network = KLAutoencoderTask(replace(recipe.settings, start_from=str(source)), batch=2, seed=0).network
+    for name, value in network.named_parameters():
+        assert value.requires_grad and torch.equal(value, theirs.get_parameter(name)), name
+        assert value is not theirs.get_parameter(name)
+    wider = replace(recipe.settings.network, widths=(8, 8, 8))
+    with pytest.raises(WeightsError, match="is wanted"):
+        KLAutoencoderTask(replace(recipe.settings, start_from=str(source), network=wider), batch=2, seed=0)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(kl_autoencoder_run: Path, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_truncated_safetensors(tmp_path: Path, share: float) -> None:
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(WeightsError, match="truncated or not safetensors"):
+    with pytest.raises(WeightsError, match="truncated"):
         read_tensors(path)
 
 

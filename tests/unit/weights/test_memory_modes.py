@@ -6,13 +6,16 @@ Models are tiny and random, in the official layout, or the nano model that ships
 from __future__ import annotations
 
 import gc
+import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from gesso.engine.engine import Engine
 from gesso.engine.loading import load_pipeline
 from gesso.errors import MissingError, RequestError, WeightsError
 from gesso.memory_modes import EXACT, MemoryMode, parse_mode
@@ -22,6 +25,7 @@ from gesso.weights.quantize import Int8Linear
 from tests import tiny_flux, tiny_z_image
 from tests.oracle import run_plainly
 
+TORCHAO = importlib.util.find_spec("torchao") is not None
 PLACEMENTS = [str(mode) for mode in EXACT if mode.placement != "full"]
 
 
@@ -242,10 +246,24 @@ def _is_there(network: nn.Module) -> bool:
     return largest.untyped_storage().nbytes() >= largest.nbytes
 
 
+@pytest.mark.skipif(TORCHAO, reason="torchao is installed")
 def test_torchao_is_named_where_it_is_missing(flux: Path) -> None:
-    pytest.importorskip("diffusers")
-    try:
-        import torchao  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        with pytest.raises(MissingError, match=r"gesso\[quantize\]"):
-            load_pipeline(str(flux), "cpu", memory="torchao-int8")
+    with pytest.raises(MissingError, match=r"gesso\[quantize\]"):
+        load_pipeline(str(flux), "cpu", memory="torchao-int8")
+
+
+@pytest.mark.skipif(not TORCHAO, reason="torchao is not installed")
+@pytest.mark.parametrize("scheme", ["torchao-int8", "torchao-fp8"])
+@pytest.mark.parametrize("name", ["flux", "z-image"])
+@pytest.mark.filterwarnings("ignore")
+def test_pictures_by_torchao_say_so_and_repeat(models: dict[str, str], name: str, scheme: str) -> None:
+    fields = {"prompt": "a red star", "model": models[name], "seed": 7, "steps": 2, "width": 64, "height": 64}
+    request = GenerationRequest.model_validate(fields)
+    with Engine(device="cpu", dtype="float32", memory="full") as engine:
+        whole = engine.run(request)[0]
+    with Engine(device="cpu", dtype="float32", memory=scheme) as engine:
+        one, other = engine.run(request)[0], engine.run(request)[0]
+    assert one.metadata["memory"] == scheme
+    assert one.image.tobytes() == other.image.tobytes() != whole.image.tobytes()
+    difference = np.asarray(one.image, dtype=float) - np.asarray(whole.image, dtype=float)
+    assert abs(difference).mean() < 8

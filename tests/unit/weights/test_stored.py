@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -126,6 +127,21 @@ def test_digests_are_computed_once_for_as_long_as_a_file_stays(tmp_path: Path, m
     assert digests.sha256(file) == second
     with pytest.raises(FileError, match="cannot be read"):
         digests.sha256(tmp_path / "absent")
+
+
+def test_digests_that_were_begun_are_those_of_the_files_as_they_are_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path / "home"))
+    files = [tmp_path / name for name in "abcdefg"]
+    for content in ("one", "another"):
+        for file in files:
+            file.write_text(content + file.name)
+        digests.begin(files)  # and nobody asks, as after a loading that failed
+    assert digests.sha256(files[0]) == hashlib.sha256(b"anothera").hexdigest()
+    files[1].write_text("changed since")
+    wanted = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [digests.sha256(file) for file in files] == wanted
 
 
 def test_a_file_that_was_only_just_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

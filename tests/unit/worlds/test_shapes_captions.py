@@ -107,7 +107,7 @@ def test_many_captions_are_true_varied_and_in_the_vocabulary() -> None:
         texts.append(text)
         claims.append(claim)
     full = sum(claim.background is not None and claim.looks[0][1] is not None for claim in claims)
-    assert full / len(claims) > 0.7
+    assert 0.5 < full / len(claims) < 0.7  # two of six questions say no colour
     assert sum(claim.background is not None for claim in claims) / len(claims) < 0.95
     assert len(set(texts)) > 3_500
     assert max(len(words(text)) for text in texts) <= 32

@@ -17,6 +17,7 @@ from gesso.errors import FileError
 from gesso.weights import headers
 
 LORA_FIELDS = frozenset(("down", "up", "mid"))
+_SHOWN_TAGS, _LONGEST_FACT = 5, 500
 _MOST_METADATA = 1 << 24  # bytes of a header that are looked through for metadata
 
 
@@ -43,6 +44,15 @@ class Classification:
     def count(self) -> int:
         """Modules in all."""
         return sum(self.modules.values())
+
+    def facts(self) -> dict[str, str]:
+        """What the file says of itself, as trainers write it: the words that call for it, and what it was made for."""
+        said = self.metadata
+        found = {
+            "base model": said.get("ss_sd_model_name") or said.get("ss_base_model_version") or "",
+            "trained words": said.get("modelspec.trigger_phrase") or _frequent(said.get("ss_tag_frequency", "")),
+        }
+        return {name: _line(fact) for name, fact in found.items() if fact}
 
     def summary(self) -> str:
         """One line for a person: kinds, ranks, families, naming, how many modules."""
@@ -115,6 +125,22 @@ def read_metadata(path: Path) -> dict[str, str]:
         text = file.read(length) if length <= _MOST_METADATA else b"{}"
     found = json.loads(text).get("__metadata__")
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _frequent(tags: str) -> str:
+    """The words that most captions had, of kohya's counts by folder and word; "" for what is no such record."""
+    try:
+        folders = json.loads(tags)
+        counts: Counter[str] = Counter()
+        for folder in folders.values():
+            counts.update({str(word).strip(): int(count) for word, count in folder.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
+    return ", ".join(word for word, _ in counts.most_common(_SHOWN_TAGS))
+
+
+def _line(text: str) -> str:
+    return "".join(mark for mark in text if mark.isprintable())[:_LONGEST_FACT]
 
 
 def _width(fields: Mapping[str, tuple[int, ...]]) -> int | None:

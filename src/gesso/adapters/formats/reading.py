@@ -102,7 +102,7 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
     """
     classification = classify(path)
     family, role = _network(networks)
-    _check_family(path, classification, family)
+    check_family(path, classification, family)
     groups = _groups(read_tensors(path, pickles=False), path)
     peft = peft_settings(classification.metadata)
     found = _Found()
@@ -120,7 +120,8 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
         else:
             _place(found, path, where, group, source, peft)
     _check_fit(path, found, classification, family)
-    return Adapter(name or path.stem, classification, found.parts, _warnings(path, found, classification))
+    warnings = _warnings(name or path.name, found, classification)
+    return Adapter(name or path.stem, classification, found.parts, warnings)
 
 
 def peft_settings(metadata: Mapping[str, str]) -> PeftSettings:
@@ -141,7 +142,8 @@ def _network(networks: Mapping[str, nn.Module]) -> tuple[str, str]:
     raise ValueError(f"no network of a family that adapters are for among: {kinds}")
 
 
-def _check_family(path: Path, found: Classification, family: str) -> None:
+def check_family(path: Path, found: Classification, family: str) -> None:
+    """Raises FileError for a file that is surely for another family."""
     whose = " or ".join(found.families) or found.foreign
     if whose and family not in found.families:
         raise FileError(path, f"is for {whose}, not for {family}", f"choose one made for {family}")
@@ -195,16 +197,16 @@ def _check_fit(path: Path, found: _Found, classification: Classification, family
         raise FileError(path, problem, f"by its names it is for {whose}")
 
 
-def _warnings(path: Path, found: _Found, classification: Classification) -> tuple[str, ...]:
+def _warnings(name: str, found: _Found, classification: Classification) -> tuple[str, ...]:
     warnings = []
     if found.without_place:
-        missing = f"{len(found.without_place)} of {found.groups} modules of {path.name} are not in this model"
+        missing = f"{len(found.without_place)} of {found.groups} modules of {name} are not in this model"
         warnings.append(f"{missing} and have no effect: {_some(found.without_place)}")
     if found.twice:
-        warnings.append(f"{path.name} says {len(found.twice)} modules twice; once is used: {_some(found.twice)}")
+        warnings.append(f"{name} says {len(found.twice)} modules twice; once is used: {_some(found.twice)}")
     if classification.unknown:
         count = len(classification.unknown)
-        warnings.append(f"{count} tensors of {path.name} are of no known kind: {_some(classification.unknown)}")
+        warnings.append(f"{count} tensors of {name} are of no known kind: {_some(classification.unknown)}")
     return tuple(warnings)
 
 

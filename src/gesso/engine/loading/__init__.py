@@ -7,6 +7,7 @@ that family is loaded, since some bring heavy libraries. Not here: names and pla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 import torch
@@ -14,10 +15,10 @@ import torch
 from gesso import stored
 from gesso.devices import CPU, META, check_dtype, kind_of
 from gesso.engine.acceleration import PLAIN, Acceleration
-from gesso.engine.caches import planned
 from gesso.engine.device import check_device, default_device, has_fast_bfloat16
 from gesso.engine.loading.build import Build
 from gesso.engine.memory import asking, choose, is_small
+from gesso.engine.planning import planned
 from gesso.errors import WeightsError
 from gesso.memory_modes import AUTO, FULL, MemoryMode, parse_mode
 from gesso.models import components
@@ -51,14 +52,16 @@ def load_pipeline(
     *,
     acceleration: Acceleration | None = None,
     memory: str = AUTO,
+    shared: bool = True,
 ) -> Pipeline:
     """The pipeline of a catalogue name or a model's folder, its weights on the device.
 
     `dtype` is that of the large matmuls; None is float32 for nano models and on processors without bfloat16, else
     bfloat16. `acceleration` is put onto its networks; what of it does not run here is found before weights are read.
     `memory` is a memory mode by name; "auto" takes one by what is free and what the request needs that the model is
-    loaded for. Raises RequestError, FileError, WeightsError, OutOfMemoryError before anything is read where that mode
-    would not fit, or MissingError with the command that fetches what is missing.
+    loaded for. Parts that another pipeline holds are used again, unless it is not to be `shared`: then it may be taken
+    apart. Raises RequestError, FileError, WeightsError, OutOfMemoryError before anything is read where that mode would
+    not fit, or MissingError with the command that fetches what is missing.
     """
     entry = _complete_entry(name_or_path)
     chosen, wanted = _dtype(entry, check_device(device), dtype), acceleration or PLAIN
@@ -69,9 +72,9 @@ def load_pipeline(
         digests.begin(files_of(entry.folder, entry.files))
     # Not the build itself, which knows the parts: what parts are found by must not keep them.
     held = components.held_once((build.device, build.dtype, build.memory, wanted), digests.sha256)
-    with stored.deferred(), held:
+    with stored.deferred(), held if shared else nullcontext():
         pipeline = _load(entry, build)
-        _check_pulled(entry)  # last, since files are hashed beside the loading
+        check_pulled(entry)  # last, since files are hashed beside the loading
     return pipeline
 
 
@@ -122,7 +125,7 @@ def memory_mode(
     return choose(memory, planner, max(plans, key=lambda plan: plan.peak_bytes), device)
 
 
-def _check_pulled(entry: Entry) -> None:
+def check_pulled(entry: Entry) -> None:
     """Refuse a pulled model whose files are not those that were pulled; loaders of our own layout do it themselves."""
     if not entry.sources or not (entry.folder / manifest.NAME).is_file():
         return
@@ -142,7 +145,7 @@ def _load(entry: Entry, build: Build) -> Pipeline:
 
 def _complete_entry(name_or_path: str) -> Entry:
     """The catalogue's entry of a model whose files are all here."""
-    entry = catalogue.find(name_or_path)
+    entry = catalogue.find_painter(name_or_path)
     entry.require_files()
     return entry
 

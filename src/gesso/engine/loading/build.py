@@ -29,8 +29,8 @@ class Build:
     """What every loader is told.
 
     `device` is where the arithmetic runs; "meta" makes shapes without weights, to plan with. `memory` says which parts
-    stay there, `acceleration` what networks attend by and whether they are compiled. `footprint` is what the parts
-    weigh, and `placed` those that come and go, once they are placed.
+    stay there, `acceleration` what networks attend by and whether they are compiled. `networks` are the parts by role,
+    `footprint` is what they weigh, and `placed` those that come and go, once they are placed.
 
     Example:
         >>> Build(device="meta").weights
@@ -41,6 +41,7 @@ class Build:
     dtype: torch.dtype = torch.float32
     memory: MemoryMode = FULL
     acceleration: Acceleration = PLAIN
+    networks: dict[str, nn.Module] = field(default_factory=dict, compare=False)
     footprint: Footprint = field(default_factory=Footprint, compare=False)
     placed: dict[str, Part] = field(default_factory=dict, compare=False)
 
@@ -57,8 +58,14 @@ class Build:
         """
         for role, part in parts.items():
             self.footprint.add(role, part)
+        self.networks.update(parts)
         if self.weights:
             if self.memory != FULL and kind_of(self.device) == CPU:
                 allocator.keep_nothing()
             self.placed.update(place(parts, self.memory, self.device, there=components.is_placed, beside=self.placed))
             accelerate_parts(parts, self.acceleration)
+
+    def forget(self, role: str) -> None:
+        """Let go of a part that another one of its role follows; it stays as long as somebody else uses it."""
+        self.networks.pop(role, None)
+        self.placed.pop(role, None)

@@ -1,8 +1,9 @@
 """Puts InfiniteYou together as FLUX's guest: where its files lie, and its networks read when a request wants them.
 
-The published folder lies in `GESSO_HOME/weights/infinite-you`, the recogniser's file in it; the user's face pack in
-`GESSO_HOME/weights/antelopev2`, or where the published repository has it. Nothing of this is looked for before a
-request has an identity, so that FLUX needs none of it. Not here: reading (`weights/infinite_you`), FLUX (`flux`).
+The default variant lies in `GESSO_HOME/weights/infinite-you`, the recogniser's file in it; the other one there too, or
+in a folder of its own; the user's face pack in `GESSO_HOME/weights/antelopev2`, or where the published repository has
+it. Nothing of this is looked for before a request has an identity, so that FLUX needs none of it. Not here: reading
+(`weights/infinite_you`), FLUX (`flux`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from gesso.identity.detection import FaceDetector
 from gesso.identity.reader import FaceReader
 from gesso.models.infusenet import IDENTITY_TOKENS
 from gesso.models.resampler import Resampler
-from gesso.pipelines.infinite_you import InfiniteYou, Networks
+from gesso.pipelines.infinite_you import INFUSENET, RESAMPLER, InfiniteYou, Networks
 from gesso.settings import load_settings
+from gesso.weights import catalogue
 from gesso.weights import infinite_you as weights
 
 if TYPE_CHECKING:
@@ -36,21 +38,28 @@ _PACK_IN_REPOSITORY = Path("supports/insightface/models") / PACK
 
 def guest(build: Build, network: Mapping[str, Any]) -> InfiniteYou:
     """The guest of a FLUX whose transformer has this configuration."""
-    folder = load_settings().home / "weights" / FOLDER
+    home = load_settings().home / "weights" / FOLDER
 
     def shapes(variant: str) -> FluxControlNetModel:
-        return _infusenet(folder, variant, build.dtype, network, with_weights=False)
+        folder = _folder(home, variant)
+        weights.require_arcface(home / weights.RECOGNISER)  # now, and not once FLUX is there
+        made = _infusenet(folder, variant, build.dtype, network, with_weights=False)
+        build.footprint.expect(INFUSENET, made)
+        build.footprint.expect(RESAMPLER, (folder / weights.variant_files(variant)[1]).stat().st_size)
+        return made
 
     def load(variant: str) -> Networks:
+        folder = _folder(home, variant)
+        build.forget(INFUSENET)  # the other variant's: both need not fit
         with torch.inference_mode(False), torch.no_grad():  # parts that come and go change their tensors later
             resampler = weights.load_resampler(folder, variant, torch.float32)
             _check_resampler(folder, resampler, network)
             infusenet = _infusenet(folder, variant, build.dtype, network, with_weights=True)
-            build.place({"infusenet": infusenet})
+            build.place({INFUSENET: infusenet})
         return Networks(variant, infusenet, resampler)
 
     return InfiniteYou(
-        faces=face_reader(folder),
+        faces=face_reader(home),
         load=load,
         shapes=shapes,
         device=torch.device(build.device),
@@ -67,21 +76,27 @@ def face_reader(folder: Path | None = None) -> FaceReader:
     return FaceReader(FaceDetector(pack), lambda: weights.load_arcface(folder / weights.RECOGNISER))
 
 
+def _folder(home: Path, variant: str) -> Path:
+    """Where a variant lies: by itself, as it is pulled, or with the other. Raises MissingError with the way to it."""
+    files, entry = weights.variant_files(variant), catalogue.find(weights.ENTRIES[variant])
+    if all((home / name).exists() for name in files) and entry.folder != home:
+        return home
+    if missing := entry.missing_files():
+        what = f"InfiniteYou's {variant} ({', '.join(missing)} in {entry.folder}; {entry.licence})"
+        raise MissingError(what, entry.fetch)
+    return entry.folder
+
+
 def _infusenet(
     folder: Path, variant: str, dtype: torch.dtype, network: Mapping[str, Any], *, with_weights: bool
 ) -> FluxControlNetModel:
-    """InfuseNet of a variant, its fit checked. Raises MissingError that says how it is fetched, FileError."""
-    files = weights.variant_files(variant)
-    if missing := [name for name in files if not (folder / name).exists()]:
-        what = f"InfiniteYou's {variant} ({', '.join(missing)} in {folder}; CC BY-NC 4.0, for research)"
-        patterns = f"'infu_flux_v1.0/{variant}/*'"
-        raise MissingError(what, f"hf download {weights.REPOSITORY} --include {patterns} --local-dir {folder}")
+    """InfuseNet of a variant, its fit checked. Raises FileError, WeightsError."""
     made = weights.load_infusenet(folder, variant, dtype, weights=with_weights)
     ours: Any = made.config
     for name in _COMMON:
         if tuple(_listed(ours[name])) != tuple(_listed(network[name])):
             problem = f"does not fit this FLUX: its {name} is {ours[name]}, not {network[name]}"
-            raise FileError(folder / files[0], problem, "use FLUX.1")
+            raise FileError(folder / weights.variant_files(variant)[0], problem, "use FLUX.1")
     return made
 
 

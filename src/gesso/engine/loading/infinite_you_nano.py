@@ -13,7 +13,7 @@ import torch
 from gesso.engine.loading.build import Build
 from gesso.errors import RequestError
 from gesso.identity.nano_reader import NanoFaceReader
-from gesso.pipelines.infinite_you import VARIANT, InfiniteYou, Networks
+from gesso.pipelines.infinite_you import INFUSENET, RESAMPLER, VARIANT, InfiniteYou, Networks
 from gesso.weights import infinite_you_nano as weights
 from gesso.weights.face_recogniser import load_recogniser
 
@@ -27,13 +27,16 @@ def guest(folder: Path, build: Build) -> InfiniteYou:
     def shapes(variant: str) -> FluxControlNetModel:
         if variant != VARIANT:
             raise RequestError("identity.variant", variant, VARIANT, "this model has one variant")
-        return weights.load_infusenet(folder, build.dtype, weights=False)
+        made = weights.load_infusenet(folder, build.dtype, weights=False)
+        build.footprint.expect(INFUSENET, made)
+        build.footprint.expect(RESAMPLER, 2 * (folder / weights.FILES[1]).stat().st_size)  # to float32
+        return made
 
     def load(variant: str) -> Networks:
         with torch.inference_mode(False), torch.no_grad():  # as for the published one
             resampler = weights.load_resampler(folder)
             infusenet = weights.load_infusenet(folder, build.dtype)
-            build.place({"infusenet": infusenet})
+            build.place({INFUSENET: infusenet})
         return Networks(variant, infusenet, resampler)
 
     return InfiniteYou(

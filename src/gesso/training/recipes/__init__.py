@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from gesso.errors import RequestError
 from gesso.training.recipes import faces as _faces
 from gesso.training.recipes import flow as _flow
+from gesso.training.recipes import lora as _lora
 from gesso.training.recipes import shapes as _shapes
 from gesso.training.recipes.recipe import Recipe
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Node = TypeVar("Node")
+
+LORA = "lora"
+"""The one recipe that is for a model and data of the user's."""
 
 _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-tokenizer": _shapes.shapes_tokenizer,
@@ -39,15 +43,27 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def names() -> list[str]:
-    return list(_RECIPES)
+    return [*_RECIPES, LORA]
 
 
-def load(name: str) -> Recipe:
-    """The recipe of this name. Raises RequestError with the nearest names."""
+def load(name: str, *, model: str | None = None, data: str | None = None) -> Recipe:
+    """The recipe of this name; that of a LoRA is for a `model` by name or path and for `data`, and no other is.
+
+    Raises RequestError with the nearest names, where one of these is missing or too many, and for an unknown model.
+    """
+    given = {"model": model, "data": data}
+    if name == LORA:
+        for field, value in given.items():
+            if not value:
+                raise RequestError("recipe", name, f"usable without {field}", f"name it with --{field}")
+        return _lora.lora(model or "", data or "")
     if name not in _RECIPES:
-        near = difflib.get_close_matches(name, _RECIPES, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"recipes: {', '.join(_RECIPES)}"
+        near = difflib.get_close_matches(name, names(), n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"recipes: {', '.join(names())}"
         raise RequestError("recipe", name, "a known recipe", hint)
+    for field, value in given.items():
+        if value is not None:
+            raise RequestError(field, value, f"usable with the recipe {name}", f"it is for {LORA}")
     return _RECIPES[name]()
 
 

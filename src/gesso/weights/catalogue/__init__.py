@@ -17,7 +17,7 @@ from gesso.weights.catalogue import local, tables
 from gesso.weights.catalogue.entry import Entry, Layout, Source
 from gesso.weights.catalogue.tables import ModelTable, user_file
 
-__all__ = ["ZOO", "Entry", "Layout", "Source", "find", "makes_videos", "names", "problems"]
+__all__ = ["ZOO", "Entry", "Layout", "Source", "find", "find_painter", "makes_videos", "names", "problems"]
 
 ZOO = Path(__file__).parents[2] / "zoo"
 _LONGEST_NAME = 80  # characters of a name that an error repeats
@@ -66,6 +66,15 @@ def find(name_or_path: str) -> Entry:
     raise RequestError("model", name_or_path, "a known model", f"{suggestion}(gesso models lists {len(names())})")
 
 
+def find_painter(name_or_path: str) -> Entry:
+    """The same for a model that is to paint. Raises RequestError for one that does not, and says what it is for."""
+    entry = find(name_or_path)
+    family = tables.families()[entry.family]
+    if not family.paints:
+        raise RequestError("model", name_or_path, "a model that paints", family.instead)
+    return entry
+
+
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
@@ -106,6 +115,7 @@ def _pulled(name: str, row: ModelTable) -> Entry:
         download=row.download,
         parameters=row.parameters,
         sources=row.pulled(),
+        needs=tuple(row.needs),
         defaults=row.defaults,
     )
 

@@ -40,6 +40,7 @@ class Entry:
 
     `sources` are where a hub has them, `fetch` is the command that gets them: none for what ships or is a user's. What
     it fetches is about `download` bytes; `gated` says what has to be accepted before, and where.
+    `needs` are sentences about what has to be here besides, and that `fetch` does not get.
     `parameters` are counted by part, where they are known without the files. `defaults` are fields of a request.
     """
 
@@ -57,6 +58,7 @@ class Entry:
     download: int | None = None
     parameters: dict[str, int] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
+    needs: tuple[str, ...] = ()
     defaults: dict[str, object] = field(default_factory=dict)
 
     def count_parameters(self) -> dict[str, int]:

@@ -68,6 +68,7 @@ def _own(folder: Path, name: str) -> Entry:
         allowed = f"families that can be painted with: {', '.join(known)}"
         raise FileError(folder, f"holds a model of the family {family}", allowed)
     generation = config.get("generation")
+    besides = known[family].identity_files if config.get("identity") is not None else ()
     return Entry(
         name=name,
         family=family,
@@ -76,7 +77,7 @@ def _own(folder: Path, name: str) -> Entry:
         source="local folder",
         folder=folder,
         layout="gesso",
-        files=("config.json", "manifest.json", *known[family].own_files),
+        files=("config.json", "manifest.json", *known[family].own_files, *besides),
         size=sum(path.stat().st_size for path in (*folder.iterdir(), *shared_parts(folder).values()) if path.is_file()),
         defaults=dict(generation) if isinstance(generation, dict) else {},
     )

@@ -37,16 +37,21 @@ class _Table(BaseModel):
 class Family(_Table):
     """How models of a family are laid out.
 
-    `own_files` are those of an export beside its configuration and manifest. `classes` are what `model_index.json`
-    calls its pipelines and `parts` what a folder in diffusers' layout must hold. `one_file` says whether it is read
-    from a single file with all parts in it. `video` families make videos, not pictures.
+    `own_files` are those of an export beside its configuration and manifest, `identity_files` those that it has besides
+    where its configuration has an identity, so that it paints people. `classes` are what `model_index.json` calls its
+    pipelines and `parts` what a folder in diffusers' layout must hold. `one_file` says whether it is read from a single
+    file with all parts in it. `video` families make videos, not pictures. Of those that do not paint, `instead` says
+    what they are for.
     """
 
     own_files: list[str] = []
+    identity_files: list[str] = []
     classes: list[str] = []
     parts: list[str] = []
     one_file: bool = False
     video: bool = False
+    paints: bool = True
+    instead: str = ""
 
 
 class _SourceTable(_Table):
@@ -70,6 +75,7 @@ class ModelTable(_Table):
     defaults: dict[str, object] = {}
     parameters: dict[str, int] = {}
     download: int | None = Field(default=None, gt=0)
+    needs: list[str] = []
     sources: list[_SourceTable] = []
 
     def needed_files(self) -> tuple[str, ...]:
