@@ -15,7 +15,13 @@ from gesso.errors import GessoError, OutOfMemoryError, RunError
 
 # PyTorch has a class for a full CUDA device only; for main memory, MPS and cuBLAS it raises RuntimeError with these
 # words, in whatever case.
-_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+_OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",  # the system's, of a file that safetensors cannot map
+    "not enough memory",
+    "out of memory",
+    "status_alloc_failed",
+)
 
 
 def as_gesso_error(
