@@ -6,7 +6,6 @@ import io
 import json
 import ssl
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from safetensors.numpy import save
+
+from tests.hub_server import running
 
 _PIECE = 1 << 14
 
@@ -104,17 +105,10 @@ def served(site: Site, host: str = "127.0.0.1", context: ssl.SSLContext | None =
     server = ThreadingHTTPServer((host, 0), _Handler)
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.daemon_threads = True
     server.site = site  # type: ignore[attr-defined]
     site.address = f"http{'s' if context else ''}://{host}:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

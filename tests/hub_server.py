@@ -66,13 +66,20 @@ class Hub:
 def served(hub: Hub) -> Iterator[Hub]:
     """The hub at `hub.address` while the block runs."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
     server.hub = hub  # type: ignore[attr-defined]
     hub.address = f"http://127.0.0.1:{server.server_port}"
+    with running(server):
+        yield hub
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """The server answers, in a thread of its own, while the block runs."""
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield hub
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -1,6 +1,9 @@
 """`gesso eval`: scores of models. Painting and judging are in `gesso.evaluation`; here they are called and printed."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +18,9 @@ from gesso.files import ready_folder, written_aside
 from gesso.settings import Settings
 
 if TYPE_CHECKING:
+    from gesso.engine import Engine
     from gesso.evaluation.faces import FacesScore
-    from gesso.evaluation.shapes import Answer, ShapesScore
+    from gesso.evaluation.shapes import ShapesScore
     from gesso.models.face_recogniser import FaceRecogniser
 
 evaluate = typer.Typer(help="Score a model.", no_args_is_help=True)
@@ -59,14 +63,8 @@ def shapes(
         ready_folder(output.parent)
     with View(silent=as_json) as view:
         score = _score(fields, prompts, seed if isinstance(seed, int) else 0, settings, view)
-    whole = score.as_dict()
-    if output is not None:
-        with written_aside(output) as aside:
-            aside.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps({name: value for name, value in whole.items() if name != "answers"}, ensure_ascii=False))
-        return
-    _print_table(score)
+    if not _handed_over(score.as_dict(), output, as_json):
+        _print_table(score)
 
 
 @evaluate.command("faces")
@@ -107,14 +105,8 @@ def faces(
     judge = likeness.recogniser_of(recogniser or entry.folder)
     with View(silent=as_json) as view:
         score = _likeness(judge, fields, identity, trials, seed if isinstance(seed, int) else 0, settings, view)
-    whole = score.as_dict()
-    if output is not None:
-        with written_aside(output) as aside:
-            aside.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps({name: value for name, value in whole.items() if name != "answers"}, ensure_ascii=False))
-        return
-    _print_likeness(score)
+    if not _handed_over(score.as_dict(), output, as_json):
+        _print_likeness(score)
 
 
 def _likeness(
@@ -128,21 +120,8 @@ def _likeness(
 ) -> "FacesScore":
     from gesso.evaluation.faces import evaluate as evaluate_faces
 
-    painted = 0
-
-    def report(count: int) -> None:
-        nonlocal painted
-        painted = count
-        view.move_bar(count)
-
-    try:
-        with new_engine(settings) as engine:
-            view.begin_bar("painting and judging", trials)
-            return evaluate_faces(engine, judge, fields, trials=trials, seed=seed, identity=identity, report=report)
-    except KeyboardInterrupt:
-        raise CancelledError(f"interrupted after {painted} pictures; nothing was scored") from None
-    finally:
-        view.end_bar()
+    with _judging(settings, trials, view) as (engine, judged):
+        return evaluate_faces(engine, judge, fields, trials=trials, seed=seed, identity=identity, report=judged)
 
 
 def _print_likeness(score: "FacesScore") -> None:
@@ -157,21 +136,39 @@ def _print_likeness(score: "FacesScore") -> None:
 def _score(fields: dict[str, object], prompts: int, seed: int, settings: Settings, view: View) -> "ShapesScore":
     from gesso.evaluation.shapes import evaluate as evaluate_shapes
 
+    with _judging(settings, prompts, view) as (engine, judged):
+        numbers = count(1)
+        return evaluate_shapes(engine, fields, prompts=prompts, seed=seed, report=lambda answer: judged(next(numbers)))
+
+
+@contextmanager
+def _judging(settings: Settings, pictures: int, view: View) -> "Iterator[tuple[Engine, Callable[[int], None]]]":
+    """An engine, and what is to hear how many pictures were judged; an interruption says how far it came."""
     judged = 0
 
-    def report(answer: "Answer") -> None:
+    def report(number: int) -> None:
         nonlocal judged
-        judged += 1
-        view.move_bar(judged)
+        judged = number
+        view.move_bar(number)
 
     try:
         with new_engine(settings) as engine:
-            view.begin_bar("painting and judging", prompts)
-            return evaluate_shapes(engine, fields, prompts=prompts, seed=seed, report=report)
+            view.begin_bar("painting and judging", pictures)
+            yield engine, report
     except KeyboardInterrupt:
         raise CancelledError(f"interrupted after {judged} pictures; nothing was scored") from None
     finally:
         view.end_bar()
+
+
+def _handed_over(whole: dict[str, object], output: Path | None, as_json: bool) -> bool:
+    """Write a score to the file that was named; whether it was also printed as JSON, so that no table is wanted."""
+    if output is not None:
+        with written_aside(output) as aside:
+            aside.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({name: value for name, value in whole.items() if name != "answers"}, ensure_ascii=False))
+    return as_json
 
 
 def _print_table(score: "ShapesScore") -> None:
