@@ -102,7 +102,8 @@ def without_effect(
     Raises RequestError for an identity, unless the model keeps one: a picture of somebody else is no use to anybody.
     """
     if request.identity is not None and not paints_people:
-        raise RequestError("identity", request.identity.image, f"usable with {name}", "leave it out, or take flux-dev")
+        way_out = "leave it out, or take flux-dev or infinite-you-nano"
+        raise RequestError("identity", request.identity.image, f"usable with {name}", way_out)
     return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
 
 

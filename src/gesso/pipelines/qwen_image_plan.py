@@ -126,7 +126,7 @@ class QwenImagePlanner:
         for field, pixels in (("width", width), ("height", height)):
             check_edge(field, pixels, multiple=self.edge, largest=defaults.largest_edge, name=self.name)
         if request.identity is not None:
-            hint = "leave it out, or take flux-dev"
+            hint = "leave it out, or take flux-dev or infinite-you-nano"
             raise RequestError("identity", request.identity.image, f"usable with {self.name}", hint)
         return request.model_copy(
             update={

@@ -7,8 +7,8 @@ Not here: files and dtypes (`engine/loading`), the loop (`engine`), the network 
 
 The network's own convention (time 0 at noise, output clean - noise) ends here: states hold sigmas and velocities as
 `sampling/flow` has them. Latents are float32; only what the network reads is cast.
-Random numbers: picture i has one CPU generator seeded `seed + i`, which draws the initial noise `[C,h,w]` and nothing
-else. A given picture's latent is its posterior's mean.
+Random numbers: picture i has one CPU generator seeded `seed + i`, which draws the initial noise `[C,h,w]` and, for the
+stochastic scheduler alone, that of every step but the last. A given picture's latent is its posterior's mean.
 Shapes: B pictures, C latent channels, h w latent cells, T text tokens, E text width.
 """
 
@@ -154,6 +154,7 @@ class ZImagePipeline:
             guidance=guidance,
             costs=self.planner.step_costs(size, guidance, *shapes),
             latent_C1hw=latent_C1hw,
+            generator=generator,
         )
 
     # ---- step -------------------------------------------------------------------------------------------------------

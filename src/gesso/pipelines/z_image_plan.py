@@ -33,6 +33,7 @@ from gesso.pipelines.planning import (
     without_effect,
 )
 from gesso.pipelines.z_image_state import (
+    STOCHASTIC,
     EditingTextEncoder,
     PictureEncoder,
     TextEncoder,
@@ -53,7 +54,7 @@ from gesso.sampling.flow import (
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-SCHEDULERS = ("euler",)
+SCHEDULERS = ("euler", STOCHASTIC)
 _LARGEST_CONDITION = 1024 * 1024  # pixels of a picture that is edited
 _UNUSED = ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p", "frames", "fps", "mask")
 _UNUSED += ("clip_skip",)
@@ -108,6 +109,9 @@ class ZImagePlanner:
         if filled.scheduler not in SCHEDULERS:
             hint = f"there is: {', '.join(SCHEDULERS)}"
             raise RequestError("scheduler", filled.scheduler, f"a scheduler of {self.name}", hint)
+        if filled.cache is not None and filled.scheduler == STOCHASTIC:  # it would be 2 to 17 dB away
+            hint = "each step draws noise that no cache forecasts; take scheduler=euler"
+            raise RequestError("cache", filled.cache.policy, f"usable with {STOCHASTIC}", hint)
         sigmas_N = self.sigmas(filled)
         if len(sigmas_N) < 2:
             strength = filled.init_strength

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from gesso.models.s3dit.transformer import Company, Context
 from gesso.pipelines.contract import Cost
 from gesso.pipelines.planning import CuttingVocabulary
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import estimated_clean, euler_step, share_of_way
+from gesso.sampling.flow import estimated_clean, euler_step, share_of_way, stochastic_step
+
+STOCHASTIC = "euler-stochastic"
+"""The scheduler that draws fresh noise in every step, see `sampling.flow.stochastic_step`."""
 
 
 class TextEncoder(CuttingVocabulary, Protocol):
@@ -105,7 +109,10 @@ class Together:
 
 @dataclass(eq=False, kw_only=True)
 class ZImageState:
-    """One picture on its way. `sigmas_N` are where its steps begin and, last, 0; `guidance` has one value a step."""
+    """One picture on its way. `sigmas_N` are where its steps begin and, last, 0; `guidance` has one value a step.
+
+    `generator` has drawn its first noise; only a stochastic scheduler asks it for more.
+    """
 
     request: GenerationRequest
     seed: int
@@ -114,6 +121,7 @@ class ZImageState:
     guidance: tuple[float, ...]
     costs: tuple[Cost, ...]
     latent_C1hw: Tensor
+    generator: torch.Generator
     velocity_C1hw: Tensor | None = None
     index: int = 0
     together: Together | None = None
@@ -159,7 +167,12 @@ class ZImageState:
 
     def advance(self, velocity_C1hw: Tensor) -> None:
         """Take a step along this velocity."""
-        self.latent_C1hw = euler_step(self.latent_C1hw, velocity_C1hw, self.sigma, float(self.sigmas_N[self.index + 1]))
+        next_sigma = float(self.sigmas_N[self.index + 1])
+        if self.request.scheduler == STOCHASTIC and next_sigma > 0:
+            noise_C1hw = torch.randn(self.latent_C1hw.shape, generator=self.generator).to(self.latent_C1hw.device)
+            self.latent_C1hw = stochastic_step(self.latent_C1hw, velocity_C1hw, self.sigma, next_sigma, noise_C1hw)
+        else:
+            self.latent_C1hw = euler_step(self.latent_C1hw, velocity_C1hw, self.sigma, next_sigma)
         self.velocity_C1hw = velocity_C1hw
         self.index += 1
         if not self.remaining:

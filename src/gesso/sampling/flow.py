@@ -105,6 +105,15 @@ def euler_step(latent: Tensor, velocity: Tensor, sigma: float, next_sigma: float
     return latent + difference * velocity
 
 
+def stochastic_step(latent: Tensor, velocity: Tensor, sigma: float, next_sigma: float, noise: Tensor) -> Tensor:
+    """To where the straight line ends, and from there back to `next_sigma` with noise that is fresh.
+
+    What an early step got wrong is drowned and looked at anew, where Euler's method would carry it along. It is what
+    diffusers' `FlowMatchEulerDiscreteScheduler` does with `stochastic_sampling`.
+    """
+    return noised(estimated_clean(latent, velocity, sigma), noise, next_sigma)
+
+
 def guide_velocity(positive: Tensor, negative: Tensor, scale: float, most: float = 0.0) -> Tensor:
     """positive + scale * (positive - negative), of one whole sample: 0 is no guidance (elsewhere that is called 1).
 

@@ -273,7 +273,7 @@ def _commands(kind: _Kind, logs: Mapping[str, Log], runs: Sequence[Path]) -> str
             f"{', '.join(went_on)} went on from an earlier model (`start_from`), whose training is not counted."
         )
     if settings.get("train_text") is False:
-        lines.append(f"Its word encoder is that of {Path(settings['text']).name}, as it is.")
+        lines.append(f"Its word encoder is that of {Path(settings['text']).name} as it was then, unchanged.")
     files = [f"`training-{name}.json`" for name in kind.stages if name in logs]
     said = f"{', '.join(files)}\nand `training.json` hold" if files else "`training.json` holds"
     return "\n".join([*lines, f"{said} what was set, as it was in the end."])

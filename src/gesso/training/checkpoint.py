@@ -1,7 +1,8 @@
 """Training state on disk: written aside and renamed, read back with nothing executed.
 
 A checkpoint is one file of tensors and plain values. The newest two are kept, so that a file damaged from outside
-leaves an older one. Not here: exported models (`export`).
+leaves an older one. Here too: that a folder is written to by one training at a time. Not here: exported models
+(`export`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +21,25 @@ from gesso.errors import FileError, RunError
 
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 KEPT = 2
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else trains in this folder meanwhile; the system ends that if this process dies.
+
+    Raises FileError where somebody does.
+    """
+    from filelock import FileLock, Timeout  # comes with torch
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileError(folder, "another training writes here", "wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(folder: Path, step: int, state: dict[str, object]) -> Path:

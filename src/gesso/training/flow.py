@@ -232,11 +232,16 @@ class FlowTask:
             raise RequestError("side", settings.side, f"a multiple of {edge} pixels, which a token has")
 
     def _go_on_from(self, folder: Path) -> None:
-        """Take the weights of an exported model. Raises WeightsError where its sizes differ."""
+        """Take the weights of an exported model.
+
+        Raises WeightsError where its sizes differ, RequestError where it reads words by another encoder.
+        """
         model = flow_nano.load(folder)
         fill(self.transformer, model.network.state_dict(), folder)
         if self.network.text is not None:
             fill(self.network.text, model.text.state_dict(), folder)
+        elif not _same(self.text, model.text):
+            raise RequestError("text", str(self.settings.text), "the word encoder of start_from", f"set text={folder}")
 
     def _pipeline(self) -> Pipeline:
         """The model as it is, painting as it will once it is exported. Raises RequestError for unusable defaults."""
@@ -289,6 +294,12 @@ def _text_encoder(source: str | WordEncoderConfig) -> WordEncoder:
     if not folder.is_dir():
         raise MissingError(f"the model {name} with a word encoder", "gesso train infinity-nano")
     return load_word_encoder(folder)
+
+
+def _same(one: WordEncoder, other: WordEncoder) -> bool:
+    """Whether two encoders have the same weights."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _autoencoder_folder(name: str, world: World) -> Path:

@@ -146,9 +146,13 @@ class Trainer:
     def run(self, *, resume: bool = False) -> dict[str, float]:
         """Train to the last step, export the average, and return the last evaluation.
 
-        Raises FileError for a folder that holds another run, or one that nobody asked to resume; RunError where the
-        loss is no number any more, or the disk is full.
+        Raises FileError for a folder that holds another run, one that nobody asked to resume, or one that is trained in
+        just now; RunError where the loss is no number any more, or the disk is full.
         """
+        with checkpoint.alone(ready_folder(self.folder)):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> dict[str, float]:
         self._open(resume)
         settings, evaluation = self.settings, dict[str, float]()
         if self.step < settings.steps and isinstance(self.task, Prepares):
@@ -225,7 +229,6 @@ class Trainer:
 
     def _open(self, resume: bool) -> None:
         """Prepare the folder and, on resuming, take up the newest checkpoint."""
-        ready_folder(self.folder)
         found = checkpoint.newest(self.folder)
         if not resume and (found or (self.folder / _RECIPE).exists()):
             raise FileError(self.folder, "a run lies here already", "pass --resume to continue it, or name another")

@@ -163,5 +163,5 @@ def test_bad_pictures_are_refused_before_any_work(pipeline: FluxPipeline, tmp_pa
         pipeline.plan(asked(pose=str(tmp_path / "wall.png")))
     with pytest.raises(FileError, match=r"absent\.png: no such file"):
         pipeline.plan(asked(image=str(tmp_path / "absent.png")))
-    with pytest.raises(RequestError, match="is not usable with tiny-flux; leave it out, or take flux-dev"):
+    with pytest.raises(RequestError, match="leave it out, or take flux-dev or infinite-you-nano"):
         tiny_pipeline().plan(asked())

@@ -103,7 +103,8 @@ def test_a_given_picture(pipeline: QwenImagePipeline, square: str, tmp_path: Pat
 
 def test_an_identity_is_flux_own(pipeline: QwenImagePipeline) -> None:
     text = refused(pipeline, "identity", identity="face.png")
-    assert text == 'identity "face.png" is not usable with tiny-qwen-image; leave it out, or take flux-dev'
+    way_out = "leave it out, or take flux-dev or infinite-you-nano"
+    assert text == f'identity "face.png" is not usable with tiny-qwen-image; {way_out}'
 
 
 # ---- warnings -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,7 @@ REQUESTS = [
     ask("a star", seed=4, steps=4, guidance=2.0, guidance_truncation=0.2),
     ask("a star", seed=4, guidance=(4.0, 0.0, 1.0, 2.0)),
     ask("a " * 38 + "ring", seed=5, negative="two " * 34, width=48, height=80),
+    ask("a star", seed=4, scheduler="euler-stochastic"),
 ]
 
 
@@ -99,8 +101,9 @@ def test_pictures_of_all_kinds_step_together(pipeline: ZImagePipeline) -> None:
         pipeline.step(states)
     check_as_alone(pipeline, states, REQUESTS)
     outputs = list(pipeline.decode(states))
-    assert [output.image.size for output in outputs] == [(64, 64), (96, 64), (64, 32), (64, 64), (64, 64), (48, 80)]
-    assert [output.seed for output in outputs] == [1, 2, 3, 4, 4, 5]
+    sizes = [(64, 64), (96, 64), (64, 32), (64, 64), (64, 64), (48, 80), (64, 64)]
+    assert [output.image.size for output in outputs] == sizes
+    assert [output.seed for output in outputs] == [1, 2, 3, 4, 4, 5, 4]
 
 
 def test_other_steps_of_the_way_share_a_step(pipeline: ZImagePipeline) -> None:
@@ -126,6 +129,7 @@ def test_settings_do_change_the_picture(pipeline: ZImagePipeline, picture: str) 
         {"seed": 4},
         {"prompt": "a blue star"},
         {"init_image": picture},
+        {"scheduler": "euler-stochastic"},
     ):
         other = alone(pipeline, ask(**{"prompt": "a red star", **fields})).latent_C1hw
         assert float((other - plain).abs().max()) > 1e-3, fields
@@ -151,6 +155,22 @@ def test_the_loop_as_it_is_written_down(pipeline: ZImagePipeline) -> None:
     state = alone(pipeline, ask(negative="blue", guidance=3.0, guidance_normalization=0.8))
     assert state.latent_C1hw.dtype == torch.float32
     torch.testing.assert_close(state.latent_C1hw, latent, atol=1e-4, rtol=0)
+
+
+def test_the_stochastic_scheduler_is_that_of_diffusers(pipeline: ZImagePipeline) -> None:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    (state,) = begin(pipeline, ask(scheduler="euler-stochastic"))
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=linear_sigmas(4).tolist())
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.randn((4, 8, 8), generator=generator)[:, None]
+    for timestep in scheduler.timesteps:
+        torch.testing.assert_close(state.latent_C1hw, sample)
+        pipeline.step([state])
+        assert state.velocity_C1hw is not None
+        (sample,) = scheduler.step(state.velocity_C1hw, timestep, sample, generator=generator, return_dict=False)
+    torch.testing.assert_close(state.latent_C1hw, sample)
 
 
 def test_negative_prompts_run_only_where_they_count(pipeline: ZImagePipeline) -> None:

@@ -64,7 +64,14 @@ def test_sizes_end_where_positions_do(pipeline: ZImagePipeline) -> None:
 
 def test_schedulers_are_named(pipeline: ZImagePipeline) -> None:
     error = _refusal(pipeline, scheduler="clairvoyance")
-    assert (error.field, error.value, error.hint) == ("scheduler", "clairvoyance", "there is: euler")
+    assert (error.field, error.value, error.hint) == ("scheduler", "clairvoyance", "there is: euler, euler-stochastic")
+
+
+def test_fresh_noise_cannot_be_forecast(pipeline: ZImagePipeline) -> None:
+    error = _refusal(pipeline, scheduler="euler-stochastic", cache="lite")
+    assert (error.field, error.value) == ("cache", "lite")
+    assert error.hint == "each step draws noise that no cache forecasts; take scheduler=euler"
+    assert _warned(pipeline, scheduler="euler-stochastic") == _warned(pipeline, cache="lite") == ""
 
 
 def test_lists_have_one_value_a_step(pipeline: ZImagePipeline, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_flow_models_card(flux: Path, flux_run: Path, kl_autoencoder_run: Path
     assert re.search(r"Autoencoder on held-out scenes: -?\d+\.\d\d dB\.", text)
     assert re.search(r"Transformer on held-out scenes: loss \d\.\d{4}\.", text)
     assert "`gesso train tiny-kl-autoencoder`, then `gesso train tiny-flow`" in text
-    assert "Its word encoder is that of words, as it is." in text
+    assert "Its word encoder is that of words as it was then, unchanged." in text
     assert all(len(line) <= 120 for line in text.splitlines())
     assert {"README.md", "samples.png", "loss.png", "training-autoencoder.json"} <= {p.name for p in flux.iterdir()}
     assert "answers" not in json.loads((flux / "score.json").read_text())

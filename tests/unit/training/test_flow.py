@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gesso.engine.loading import flow_nano as loading
@@ -297,3 +299,13 @@ def test_going_on_from_an_exported_model(recipe: Recipe, flux_run: Path) -> None
     assert all(parameter.requires_grad for parameter in task.network.parameters())
     with pytest.raises(WeightsError, match=r"single_transformer_blocks\.1"):
         _task(recipe, start_from=source, network=replace(FLUX, num_single_layers=2))
+
+
+def test_going_on_keeps_the_words_that_were_read(recipe: Recipe, flux_run: Path, words: Path, tmp_path: Path) -> None:
+    """A network that learned by one encoder makes nothing of another's features, and would not say so."""
+    source, other = flux_run / "export", shutil.copytree(words, tmp_path / "words")
+    tensors = load_file(other / "text.safetensors")
+    save_file({name: -value for name, value in tensors.items()}, other / "text.safetensors")
+    assert _task(recipe, start_from=str(source), text=str(source))
+    with pytest.raises(RequestError, match=f"the word encoder of start_from; set text={source}"):
+        _task(recipe, start_from=str(source), text=str(other))

@@ -56,6 +56,20 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert _equal(folder, tokenizer_run if kind == "tokenizer" else infinity_run)
 
 
+def test_two_trainings_in_one_folder_are_one_too_many(tokenizer_run: Path, tmp_path: Path) -> None:
+    """The second is refused before it writes anything, also where it would resume; the first goes on."""
+    refusals: list[FileError] = []
+
+    def train_here_too(step: int, steps: int, figures: object) -> None:
+        with pytest.raises(FileError, match="another training writes here") as caught:
+            train(tokenizer_recipe(), tmp_path / "run", resume=step > 2)
+        refusals.append(caught.value)
+
+    train(tokenizer_recipe(), tmp_path / "run", report=train_here_too)
+    assert len(refusals) > 6
+    assert exported(tmp_path / "run") == exported(tokenizer_run)
+
+
 def test_other_seeds_are_other_runs(tokenizer_run: Path, tmp_path: Path) -> None:
     """Otherwise the test above says little."""
     train(tokenizer_recipe(seed=1), tmp_path / "run")

