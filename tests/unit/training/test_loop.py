@@ -73,6 +73,7 @@ def test_a_run_leaves_log_sheets_checkpoints_and_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "deep/run"
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
+        ".lock",
         "log.jsonl",
         "recipe.json",
         *(f"samples-0000000{step}.png" for step in (3, 6, 7)),
