@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from gesso.devices import CPU
-from gesso.errors import RequestError
 from gesso.models import flux_cost, qwen_image_cost
 from gesso.models.qwen_image_text import DROPPED, NOTHING
 from gesso.pipelines.contract import Cost, Plan, StepShape
@@ -125,9 +124,6 @@ class QwenImagePlanner:
         width, height = value_or(request.width, defaults.width), value_or(request.height, defaults.height)
         for field, pixels in (("width", width), ("height", height)):
             check_edge(field, pixels, multiple=self.edge, largest=defaults.largest_edge, name=self.name)
-        if request.identity is not None:
-            hint = "leave it out, or take flux-dev or infinite-you-nano"
-            raise RequestError("identity", request.identity.image, f"usable with {self.name}", hint)
         return request.model_copy(
             update={
                 "seed": seed_or_drawn(request),
