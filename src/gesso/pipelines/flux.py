@@ -7,7 +7,7 @@ Not here: files and dtypes (`engine/loading`), the network (diffusers; its token
 
 Random numbers: picture i has one CPU generator seeded `seed + i`. It draws the initial noise `[1,C,h,w]`; before that,
 and only where a picture is given, the sample of that picture's posterior, of the same shape; and first of all, only
-where an identity is, what its guest draws (`infinite_you`). Nothing else is drawn.
+where an identity is, what its guest draws (`infinite_you`). After it come only the noises of `euler-stochastic`.
 Shapes: B pictures, C latent channels, h w latent cells, L = h/2 * w/2 tokens, D = 4C, T text tokens, E P text widths.
 """
 
@@ -130,7 +130,7 @@ class FluxPipeline:
         assert request.seed is not None and request.width is not None and request.height is not None
         size = (request.height // self.stride, request.width // self.stride)
         generator = torch.Generator().manual_seed(request.seed + image)
-        scheduler, timesteps_N = self.planner.schedule(request, self.device)
+        scheduler, timesteps_N = self.planner.schedule(request, self.device, generator)
         presence = self._presence(request, conditioning, len(timesteps_N), generator)
         # The order of draws is that of FluxImg2ImgPipeline.prepare_latents.
         picture = conditioning.picture

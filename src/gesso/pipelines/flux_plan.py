@@ -17,6 +17,7 @@ from gesso.models import flux_cost
 from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.flux_state import FluxDefaults, TextEncoder, TwoTextEncoders
 from gesso.pipelines.planning import (
+    check_cached,
     check_edge,
     check_list,
     cut_text,
@@ -79,6 +80,7 @@ class FluxPlanner:
         filled = self._filled(request)
         assert filled.scheduler is not None
         schedulers.check_name(filled.scheduler, from_picture=filled.init_image is not None)
+        check_cached(filled)
         _, timesteps_N = self.schedule(filled, CPU)
         evaluations = len(timesteps_N)
         check_list(filled, "guidance", evaluations, "evaluation")
@@ -100,8 +102,13 @@ class FluxPlanner:
             shape=self._shape(filled, true_guidance),
         )
 
-    def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
-        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`."""
+    def schedule(
+        self, request: GenerationRequest, device: torch.device | str, generator: torch.Generator | None = None
+    ) -> tuple[Scheduler, Tensor]:
+        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`.
+
+        `generator` is the picture's own, from which some schedulers draw; to plan, none is needed.
+        """
         assert request.scheduler is not None and request.steps is not None
         return schedulers.make_scheduler(
             request.scheduler,
@@ -110,6 +117,7 @@ class FluxPlanner:
             tokens=self._tokens(request),
             strength=1.0 if request.init_strength is None else request.init_strength,
             device=device,
+            generator=generator,
         )
 
     def step_costs(self, request: GenerationRequest, true_guidance: tuple[float, ...]) -> tuple[Cost, ...]:

@@ -6,7 +6,7 @@ with its autoencoder's `enable_tiling`; comments name what mirrors it. What a re
 Not here: files and dtypes (`engine/loading`), networks (diffusers), tiles (`models/hunyuan_video_tiles`).
 
 Latents begin as float32 and have the network's dtype from the first step on. Random numbers: video i has one CPU
-generator seeded `seed + i`, which draws the initial noise `[1,C,f,h,w]` and nothing else.
+generator seeded `seed + i`, which draws the initial noise `[1,C,f,h,w]`, and after it only those of `euler-stochastic`.
 Shapes: B videos, C latent channels, f h w latent frames, rows and columns, F H W those of pixels, T text tokens.
 """
 
@@ -106,9 +106,9 @@ class HunyuanVideoPipeline:
         request = plan.request
         assert request.seed is not None and request.true_guidance is not None
         seed = request.seed + image
-        scheduler, timesteps_N = self.planner.schedule(request, self.device)
-        shape = (1, self.latent_channels, *self.planner.latent_size(request))
         generator = torch.Generator().manual_seed(seed)
+        scheduler, timesteps_N = self.planner.schedule(request, self.device, generator)
+        shape = (1, self.latent_channels, *self.planner.latent_size(request))
         return HunyuanVideoState(
             request=request,
             seed=seed,

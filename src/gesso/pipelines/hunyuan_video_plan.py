@@ -19,6 +19,7 @@ from gesso.models.hunyuan_video_tiles import Tiling
 from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.hunyuan_video_state import HunyuanVideoDefaults, TextEncoder
 from gesso.pipelines.planning import (
+    check_cached,
     check_edge,
     check_list,
     cut_text,
@@ -73,6 +74,7 @@ class HunyuanVideoPlanner:
         filled = self._filled(request)
         assert filled.scheduler is not None
         schedulers.check_name(filled.scheduler, from_picture=False)
+        check_cached(filled)
         evaluations = len(self.schedule(filled, CPU)[1])
         check_list(filled, "guidance", evaluations, "evaluation")
         held = self._activations(filled)
@@ -87,11 +89,21 @@ class HunyuanVideoPlanner:
             shape=self._shape(filled),
         )
 
-    def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
-        """A fresh scheduler for one video of a filled request, and the timestep of each evaluation, `[N]`."""
+    def schedule(
+        self, request: GenerationRequest, device: torch.device | str, generator: torch.Generator | None = None
+    ) -> tuple[Scheduler, Tensor]:
+        """A fresh scheduler for one video of a filled request, and the timestep of each evaluation, `[N]`.
+
+        `generator` is the video's own, from which some schedulers draw; to plan, none is needed.
+        """
         assert request.scheduler is not None and request.steps is not None
         return schedulers.make_scheduler(
-            request.scheduler, self._scheduler, steps=request.steps, tokens=self._tokens(request), device=device
+            request.scheduler,
+            self._scheduler,
+            steps=request.steps,
+            tokens=self._tokens(request),
+            device=device,
+            generator=generator,
         )
 
     def latent_size(self, request: GenerationRequest) -> tuple[int, int, int]:

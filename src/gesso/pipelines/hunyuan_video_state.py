@@ -76,7 +76,7 @@ class HunyuanVideoConditioning:
 
 @dataclass(eq=False, kw_only=True)
 class HunyuanVideoState:
-    """One video on its way: its latent, its own scheduler, and the network's last word on it.
+    """One video on its way: its latent, its own scheduler, and where its last step pointed.
 
     `guidance` has one value for each evaluation.
     """
@@ -90,7 +90,7 @@ class HunyuanVideoState:
     true_guidance: float
     step_cost: Cost
     latent_1Cfhw: Tensor
-    velocity_1Cfhw: Tensor | None = None
+    clean_1Cfhw: Tensor | None = None
     index: int = 0
 
     @property
@@ -121,14 +121,12 @@ class HunyuanVideoState:
         return (tuple(self.latent_1Cfhw.shape), self.doubled)
 
     def clean_latent(self) -> Tensor:
-        """About what the video becomes, `[1,C,f,h,w]`: without the noise that the network last saw in it."""
-        if self.velocity_1Cfhw is None or not self.remaining:
-            return self.latent_1Cfhw
-        return self.latent_1Cfhw - self.timesteps_N[self.index] / 1000 * self.velocity_1Cfhw
+        """About what the video becomes, `[1,C,f,h,w]`: where the last step pointed."""
+        return self.latent_1Cfhw if self.clean_1Cfhw is None else self.clean_1Cfhw
 
     def advance(self, velocity_1Cfhw: Tensor) -> None:
         """Take the scheduler's step along this velocity."""
         timestep = self.timesteps_N[self.index]
+        self.clean_1Cfhw = self.latent_1Cfhw - timestep / 1000 * velocity_1Cfhw
         (self.latent_1Cfhw,) = self.scheduler.step(velocity_1Cfhw, timestep, self.latent_1Cfhw, return_dict=False)
-        self.velocity_1Cfhw = velocity_1Cfhw
         self.index += 1

@@ -15,6 +15,7 @@ from torch import nn
 from gesso.errors import FileError, RequestError
 from gesso.pictures import read_pixels
 from gesso.request import GenerationRequest
+from gesso.sampling.flow import STOCHASTIC
 
 _T = TypeVar("_T")
 _State = TypeVar("_State")
@@ -105,6 +106,13 @@ def without_effect(
         way_out = "leave it out, or take flux-dev or infinite-you-nano"
         raise RequestError("identity", request.identity.image, f"usable with {name}", way_out)
     return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
+
+
+def check_cached(filled: GenerationRequest) -> None:
+    """Refuse a step cache where steps draw fresh noise: pictures would be 2 to 17 dB away (RequestError)."""
+    if filled.cache is not None and filled.scheduler == STOCHASTIC:
+        hint = "each step draws noise that no cache forecasts; take scheduler=euler"
+        raise RequestError("cache", filled.cache.policy, f"usable with {STOCHASTIC}", hint)
 
 
 def picture_size(field: str, path: str) -> tuple[int, int]:

@@ -8,8 +8,8 @@ Not here: files and dtypes (`engine/loading`), the network (diffusers), text (`m
 In company, prompts of unequal length are padded with zeros to the longest of them, and a mask keeps every token from
 looking at the padding; where all are equally long there is no mask. That changes sums in their last bits, no more.
 Random numbers: picture i has one CPU generator seeded `seed + i`. It draws the initial noise `[1,1,C,h,w]`; before
-that, and only where a picture is given, the sample of that picture's posterior, of as many numbers. Nothing else is
-drawn.
+that, and only where a picture is given, the sample of that picture's posterior, of as many numbers. After it come only
+the noises of `euler-stochastic`.
 Shapes: B pictures, C latent channels, h w latent cells, L = h/2 * w/2 tokens, D = 4C, T text tokens, E text width.
 """
 
@@ -128,7 +128,7 @@ class QwenImagePipeline:
         assert request.seed is not None and request.width is not None and request.height is not None
         size = (request.height // self.stride, request.width // self.stride)
         generator = torch.Generator().manual_seed(request.seed + image)
-        scheduler, timesteps_N = self.planner.schedule(request, self.device)
+        scheduler, timesteps_N = self.planner.schedule(request, self.device, generator)
         # The order of draws is that of QwenImageImg2ImgPipeline.prepare_latents.
         picture = conditioning.picture
         clean_1C1hw = None if picture is None else self._scaled(picture.sample(generator))

@@ -17,6 +17,7 @@ from gesso.models import flux_cost, qwen_image_cost
 from gesso.models.qwen_image_text import DROPPED, NOTHING
 from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.planning import (
+    check_cached,
     check_edge,
     check_list,
     cut_text,
@@ -72,6 +73,7 @@ class QwenImagePlanner:
         assert filled.scheduler is not None
         stretched = bool(self._scheduler.get("shift_terminal"))
         schedulers.check_name(filled.scheduler, from_picture=picture is not None, stretched=stretched)
+        check_cached(filled)
         _, timesteps_N = self.schedule(filled, CPU)
         evaluations = len(timesteps_N)
         check_list(filled, "guidance", evaluations, "evaluation")
@@ -93,8 +95,13 @@ class QwenImagePlanner:
             shape=self._shape(filled, guidance),
         )
 
-    def schedule(self, request: GenerationRequest, device: torch.device | str) -> tuple[Scheduler, Tensor]:
-        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`."""
+    def schedule(
+        self, request: GenerationRequest, device: torch.device | str, generator: torch.Generator | None = None
+    ) -> tuple[Scheduler, Tensor]:
+        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`.
+
+        `generator` is the picture's own, from which some schedulers draw; to plan, none is needed.
+        """
         assert request.scheduler is not None and request.steps is not None
         return schedulers.make_scheduler(
             request.scheduler,
@@ -103,6 +110,7 @@ class QwenImagePlanner:
             tokens=self._tokens(request),
             strength=1.0 if request.init_strength is None else request.init_strength,
             device=device,
+            generator=generator,
         )
 
     def step_costs(self, request: GenerationRequest, guidance: Sequence[float]) -> tuple[Cost, ...]:

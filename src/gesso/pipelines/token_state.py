@@ -19,7 +19,10 @@ from gesso.sampling.schedulers import Scheduler
 
 @dataclass(eq=False, kw_only=True)
 class TokenState:
-    """One picture: its tokens, its own scheduler, and the network's last word on it. `size` is in latent cells."""
+    """One picture: its tokens, its own scheduler, the network's last word on it, and where that pointed.
+
+    `size` is in latent cells.
+    """
 
     request: GenerationRequest
     seed: int
@@ -29,6 +32,7 @@ class TokenState:
     costs: tuple[Cost, ...]
     tokens_1LD: Tensor
     velocity_1LD: Tensor | None = None
+    clean_1LD: Tensor | None = None
     index: int = 0
 
     @property
@@ -44,17 +48,13 @@ class TokenState:
         return self.costs[self.index]
 
     def clean_tokens(self) -> Tensor:
-        """About what the picture becomes, `[1,L,D]`: without the noise that the network last saw in it."""
-        if self.velocity_1LD is None:
-            return self.tokens_1LD
-        sigma = (
-            self.timesteps_N[self.index] / 1000 if self.remaining else torch.zeros((), device=self.tokens_1LD.device)
-        )
-        return self.tokens_1LD - sigma.to(self.tokens_1LD.dtype) * self.velocity_1LD
+        """About what the picture becomes, `[1,L,D]`: where the last step pointed."""
+        return self.tokens_1LD if self.clean_1LD is None else self.clean_1LD
 
     def advance(self, velocity_1LD: Tensor) -> None:
         """Take the scheduler's step along this velocity."""
         timestep = self.timesteps_N[self.index]
+        self.clean_1LD = self.tokens_1LD - (timestep / 1000).to(self.tokens_1LD.dtype) * velocity_1LD
         (self.tokens_1LD,) = self.scheduler.step(velocity_1LD, timestep, self.tokens_1LD, return_dict=False)
         self.velocity_1LD = velocity_1LD
         self.index += 1

@@ -21,6 +21,7 @@ from gesso.models.s3dit.transformer import S3DiT
 from gesso.pipelines.contract import Cost, Plan, StepShape
 from gesso.pipelines.planning import (
     CuttingVocabulary,
+    check_cached,
     check_edge,
     check_list,
     cut_text,
@@ -33,7 +34,6 @@ from gesso.pipelines.planning import (
     without_effect,
 )
 from gesso.pipelines.z_image_state import (
-    STOCHASTIC,
     EditingTextEncoder,
     PictureEncoder,
     TextEncoder,
@@ -42,6 +42,7 @@ from gesso.pipelines.z_image_state import (
 )
 from gesso.request import GenerationRequest
 from gesso.sampling.flow import (
+    STOCHASTIC,
     FlowSchedule,
     complete,
     dynamic_shift,
@@ -109,9 +110,7 @@ class ZImagePlanner:
         if filled.scheduler not in SCHEDULERS:
             hint = f"there is: {', '.join(SCHEDULERS)}"
             raise RequestError("scheduler", filled.scheduler, f"a scheduler of {self.name}", hint)
-        if filled.cache is not None and filled.scheduler == STOCHASTIC:  # it would be 2 to 17 dB away
-            hint = "each step draws noise that no cache forecasts; take scheduler=euler"
-            raise RequestError("cache", filled.cache.policy, f"usable with {STOCHASTIC}", hint)
+        check_cached(filled)
         sigmas_N = self.sigmas(filled)
         if len(sigmas_N) < 2:
             strength = filled.init_strength

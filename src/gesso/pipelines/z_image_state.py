@@ -18,10 +18,7 @@ from gesso.models.s3dit.transformer import Company, Context
 from gesso.pipelines.contract import Cost
 from gesso.pipelines.planning import CuttingVocabulary
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import estimated_clean, euler_step, share_of_way, stochastic_step
-
-STOCHASTIC = "euler-stochastic"
-"""The scheduler that draws fresh noise in every step, see `sampling.flow.stochastic_step`."""
+from gesso.sampling.flow import STOCHASTIC, estimated_clean, euler_step, share_of_way, stochastic_step
 
 
 class TextEncoder(CuttingVocabulary, Protocol):
@@ -123,6 +120,7 @@ class ZImageState:
     latent_C1hw: Tensor
     generator: torch.Generator
     velocity_C1hw: Tensor | None = None
+    clean_C1hw: Tensor | None = None
     index: int = 0
     together: Together | None = None
     number: int = field(init=False, default_factory=itertools.count().__next__)  # of all pictures of this process
@@ -160,14 +158,13 @@ class ZImageState:
         return "z-image"
 
     def estimate(self) -> Tensor:
-        """About what the latent becomes: without the noise that the network last saw in it."""
-        if self.velocity_C1hw is None:
-            return self.latent_C1hw
-        return estimated_clean(self.latent_C1hw, self.velocity_C1hw, self.sigma)
+        """About what the latent becomes: where the last step pointed."""
+        return self.latent_C1hw if self.clean_C1hw is None else self.clean_C1hw
 
     def advance(self, velocity_C1hw: Tensor) -> None:
         """Take a step along this velocity."""
         next_sigma = float(self.sigmas_N[self.index + 1])
+        self.clean_C1hw = estimated_clean(self.latent_C1hw, velocity_C1hw, self.sigma)
         if self.request.scheduler == STOCHASTIC and next_sigma > 0:
             noise_C1hw = torch.randn(self.latent_C1hw.shape, generator=self.generator).to(self.latent_C1hw.device)
             self.latent_C1hw = stochastic_step(self.latent_C1hw, velocity_C1hw, self.sigma, next_sigma, noise_C1hw)

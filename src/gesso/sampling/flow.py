@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STOCHASTIC = "euler-stochastic"
+"""The name of the scheduler that takes `stochastic_step`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSchedule:

@@ -11,6 +11,7 @@ Names and what they are:
     heun     a step is looked at from both of its ends: two evaluations each but the last (FlowMatchHeunDiscrete…)
     unipc    a predictor and corrector of order 2 that remembers its past (arXiv:2302.04867)
     dpm++    a multistep solver of order 2 (arXiv:2211.01095)
+    euler-stochastic  Euler's schedule, and fresh noise in every step (diffusers: `stochastic_sampling`)
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from torch import Tensor
 
 from gesso.devices import CPU
 from gesso.errors import RequestError
-from gesso.sampling.flow import first_step, shift_of_tokens
+from gesso.sampling.flow import STOCHASTIC, first_step, shift_of_tokens, stochastic_step
 
 
 class Scheduler(Protocol):
     """What is used of a scheduler of diffusers."""
 
     order: int
-    timesteps: Tensor
+
+    @property
+    def timesteps(self) -> Tensor: ...
 
     def set_timesteps(self, num_inference_steps: int, **values: Any) -> None: ...
 
@@ -60,12 +63,57 @@ class _Solver:
     stretches: bool = False
 
 
+class _StochasticEuler:
+    """diffusers' Euler for the schedule, and steps with noise of the picture's own generator.
+
+    diffusers' own such steps draw from no picture's generator in the older versions that are welcome here.
+    """
+
+    order = 1
+
+    def __init__(self, euler: Any, generator: torch.Generator | None) -> None:
+        self._euler, self._generator = euler, generator
+        self._sigmas: list[float] = []  # on the host: a step waits for no device
+        self._index = 0
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self._euler.timesteps
+
+    def set_timesteps(self, num_inference_steps: int, **values: Any) -> None:
+        self._euler.set_timesteps(num_inference_steps, **values)
+        self._sigmas, self._index = self._euler.sigmas.tolist(), 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        self._euler.set_begin_index(begin_index)
+        self._index = begin_index
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        return self._euler.scale_noise(sample, timestep, noise)
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        """The next sample, in the dtype of the output, as diffusers has it. Raises ValueError without a generator."""
+        if self._generator is None:
+            raise ValueError("made without a generator: it is for planning alone")
+        sigma, following = self._sigmas[self._index : self._index + 2]
+        noise = torch.randn(sample.shape, generator=self._generator).to(sample.device)
+        self._index += 1
+        moved = stochastic_step(sample.float(), model_output, sigma, following, noise)
+        return (moved.to(model_output.dtype),)
+
+
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 _SOLVERS = {
     "euler": _Solver(
         module="scheduling_flow_match_euler_discrete",
         kind="FlowMatchEulerDiscreteScheduler",
         settings={"stochastic_sampling": False},  # its noise would come from no picture's generator
+        from_picture=True,
+        stretches=True,
+    ),
+    STOCHASTIC: _Solver(
+        module="scheduling_flow_match_euler_discrete",
+        kind="FlowMatchEulerDiscreteScheduler",
         from_picture=True,
         stretches=True,
     ),
@@ -104,12 +152,13 @@ def make_scheduler(
     tokens: int,
     strength: float = 1.0,
     device: torch.device | str = CPU,
+    generator: torch.Generator | None = None,
 ) -> tuple[Scheduler, Tensor]:
     """A scheduler set to a number of steps, and the timestep `[N]` of every evaluation of the network.
 
     N is `steps` for most, twice that less one for Heun's; from a picture, the last `strength` of the steps are taken.
     `config` are the values of a model's `scheduler_config.json`, `tokens` those of the picture, which bend the
-    schedule where `use_dynamic_shifting` says so.
+    schedule where `use_dynamic_shifting` says so. `generator` is the picture's own, for a scheduler that draws noise.
 
     Mirrors `retrieve_timesteps` and `get_timesteps` of diffusers' FLUX pipelines. They cannot drive Heun's scheduler,
     which takes neither sigmas nor a bend: it gets the bend as its constant shift, which is the same formula. Where
@@ -130,7 +179,9 @@ def make_scheduler(
         settings |= {"shift": bend, "use_dynamic_shifting": False}
     known = inspect.signature(make.__init__).parameters
     scheduler: Scheduler = make(**{key: value for key, value in settings.items() if key in known})
-    if name == "euler":
+    if name == STOCHASTIC:
+        scheduler = _StochasticEuler(scheduler, generator)
+    if name in ("euler", STOCHASTIC):
         scheduler.set_timesteps(steps, device=device, sigmas=begins, mu=mu)
     elif name == "unipc":
         scheduler.set_timesteps(steps, device=device, sigmas=begins if stretched else None, mu=mu)

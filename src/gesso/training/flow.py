@@ -13,7 +13,8 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -146,16 +147,9 @@ class FlowTask:
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity of this step's batch."""
-        settings = self.settings
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         clean, ids_BT = self.latents.batch(step)[:2]
-        sigma_B = draw_sigmas(
-            len(clean),
-            mean=settings.time_mean,
-            deviation=settings.time_std,
-            shift=settings.time_shift,
-            generator=generator,
-        )
+        sigma_B = self._sigmas(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator)
         ids_BT = self._spoilt(ids_BT, generator)
         return self._errors(clean, noise, sigma_B, ids_BT).mean(), {}
@@ -200,16 +194,29 @@ class FlowTask:
         }
         save_model(folder, parts, config, facts)
 
+    def _sigmas(self, count: int, generator: torch.Generator) -> Tensor:
+        settings = self.settings
+        return draw_sigmas(
+            count,
+            mean=settings.time_mean,
+            deviation=settings.time_std,
+            shift=settings.time_shift,
+            generator=generator,
+        )
+
     def _errors(self, clean: Tensor, noise: Tensor, sigma_B: Tensor, ids_BT: Tensor) -> Tensor:
         """Squared error of the velocity, `[B]`, mean over a latent."""
         sigma_B111 = sigma_B[:, None, None, None]
         noisy = (1 - sigma_B111) * clean + sigma_B111 * noise
+        return self._velocity_errors(noisy, sigma_B, ids_BT, noise - clean)
+
+    def _velocity_errors(self, noisy: Tensor, sigma_B: Tensor, ids_BT: Tensor, wanted: Tensor) -> Tensor:
+        """Squared error against the velocity that is wanted, `[B]`, mean over a latent."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings.train_text):
             features_BTE = self.text(ids_BT)
-        with warnings.catch_warnings():  # torch's, that norms under autocast are slow: they are no tenth of a step
-            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        with quiet_norms():
             velocity = self.network.velocity(noisy, sigma_B, features_BTE, ids_BT != PAD)
-        return F.mse_loss(velocity.float(), noise - clean, reduction="none").mean(dim=(1, 2, 3))
+        return F.mse_loss(velocity.float(), wanted, reduction="none").mean(dim=(1, 2, 3))
 
     def _spoilt(self, ids_BT: Tensor, generator: torch.Generator) -> Tensor:
         """Token ids with some words made unknown, and some prompts made empty."""
@@ -262,6 +269,14 @@ class FlowTask:
         except FileError as error:
             allowed = f"defaults that {self.family} can use"
             raise RequestError("generation", dict(settings.generation), allowed, error.problem) from error
+
+
+@contextmanager
+def quiet_norms() -> Iterator[None]:
+    """Without torch's warning that norms under autocast are slow: they are no tenth of a step."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        yield
 
 
 def draw_sigmas(count: int, *, mean: float, deviation: float, shift: float, generator: torch.Generator) -> Tensor:

@@ -35,6 +35,8 @@ class FluxVelocity(nn.Module):
         flux_network.initialize(self.transformer)
         # Time is cast to the dtype of embedded tokens: under bfloat16 autocast it would be off by up to 2 of 1000.
         embed_in_float32(self.transformer)
+        # Schedulers cast latents to the dtype of the velocity, and times to that of the latents: the same again.
+        self.transformer.proj_out.register_forward_hook(_in_float32)
 
     def heavy_modules(self) -> list[nn.Module]:
         """What is worth compiling."""

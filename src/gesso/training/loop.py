@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gesso.devices import CPU
-from gesso.errors import FileError, RunError
+from gesso.errors import FileError, RequestError, RunError
 from gesso.files import ready_folder, written_aside
 from gesso.training import checkpoint
 from gesso.training.ema import ExponentialAverage
@@ -71,6 +71,14 @@ class Prepares(Protocol):
     def prepare(self, folder: Path, report: Callable[[int], None]) -> None:
         """Make what is missing; `report` hears how much there is. Raises FileError, RunError."""
         ...
+
+
+@runtime_checkable
+class InRounds(Protocol):
+    """A task whose steps use what was made at the first of every `round_steps` steps, by the network as it was then."""
+
+    @property
+    def round_steps(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +138,9 @@ class Trainer:
         recipe: Mapping[str, object],
         report: Report | None = None,
     ) -> None:
+        if isinstance(task, InRounds) and settings.checkpoint_every % task.round_steps:
+            allowed = f"a multiple of {task.round_steps}, from where it resumes bit for bit"
+            raise RequestError("checkpoint_every", settings.checkpoint_every, allowed)
         self.task, self.settings, self.folder, self.recipe = task, settings, folder, dict(recipe)
         self.report = report or (lambda step, steps, figures: None)
         if settings.threads:

@@ -5,13 +5,13 @@ Not here: any pipeline, and the engine, which does this for everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from gesso.pipelines.contract import Pipeline, without_breaths
+from gesso.pipelines.contract import Pipeline, State, without_breaths
 from gesso.request import GenerationRequest
 from gesso.training.pictures import World, sheet, to_tensor
 from gesso.worlds import shapes
@@ -66,6 +66,12 @@ def shapes_score(pipeline: Pipeline, count: int) -> float:
 
 def paint(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> list[Image.Image]:
     """All pictures of requests of one size and number of steps, stepped as one batch."""
+    *_, states = walk(pipeline, requests)
+    return [output.image for output in without_breaths(pipeline.decode(states))]
+
+
+def walk(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> Iterator[list[State]]:
+    """The pictures of `paint` before each step of their way, and once more at its end; always the same states."""
     plans = [pipeline.plan(request) for request in requests]
     states = [
         pipeline.begin(plan, conditioning, image)
@@ -73,8 +79,9 @@ def paint(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> list[Ima
         for image in range(plan.request.num_images)
     ]
     for _ in range(plans[0].steps):
+        yield states
         pipeline.step(states)
-    return [output.image for output in without_breaths(pipeline.decode(states))]
+    yield states
 
 
 def _tensor(picture: Image.Image) -> Tensor:

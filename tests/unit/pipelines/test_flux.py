@@ -19,6 +19,7 @@ from gesso.models.word_features import FluxWordFeatures
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxDefaults, FluxState
 from gesso.request import GenerationRequest
+from gesso.sampling.schedulers import NAMES
 from tests.oracle import run_plainly
 from tests.tiny_flux import TEXT_WIDTH, WORDS, tiny_autoencoder, tiny_pipeline, tiny_text, tiny_transformer
 
@@ -76,15 +77,24 @@ def test_pictures_at_different_steps_share_one_evaluation(pipeline: FluxPipeline
 
 
 def test_different_schedulers_share_one_evaluation(pipeline: FluxPipeline) -> None:
-    requests = [
-        request(scheduler=name, steps=3, seed=seed) for seed, name in enumerate(("euler", "heun", "unipc", "dpm++"))
-    ]
+    requests = [request(scheduler=name, steps=3, seed=seed) for seed, name in enumerate(NAMES)]
     states = begin(pipeline, *requests)
     assert len({state.batch_key for state in states}) == 1
     while waiting := [state for state in states if state.remaining]:
         pipeline.step(waiting)
     for state, one in zip(states, requests, strict=True):
         assert torch.allclose(state.tokens_1LD, alone(pipeline, one), atol=NOISE)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler-stochastic"])
+def test_previews_show_no_noise(pipeline: FluxPipeline, scheduler: str) -> None:
+    """They are of where the last step pointed, whatever noise came after it."""
+    (state,) = begin(pipeline, request(scheduler=scheduler, steps=4))
+    pipeline.step([state])
+    before, sigma = state.tokens_1LD, float(state.timesteps_N[1]) / 1000
+    pipeline.step([state])
+    assert state.velocity_1LD is not None
+    assert torch.allclose(state.clean_tokens(), before - sigma * state.velocity_1LD, atol=1e-5)
 
 
 def test_what_cannot_share_has_other_keys(pipeline: FluxPipeline) -> None:

@@ -96,10 +96,15 @@ def test_sizes_name_the_nearest(dev: FluxPipeline) -> None:
 
 
 def test_schedulers(dev: FluxPipeline, tmp_path: Path) -> None:
-    assert "one of: euler, heun, unipc, dpm++" in refused(dev, "scheduler", scheduler="ddim")
+    assert "one of: euler, euler-stochastic, heun, unipc, dpm++" in refused(dev, "scheduler", scheduler="ddim")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     text = refused(dev, "scheduler", scheduler="unipc", init_image=str(tmp_path / "a.png"))
-    assert text.endswith("is not one that begins from a picture; one of: euler, heun")
+    assert text.endswith("is not one that begins from a picture; one of: euler, euler-stochastic, heun")
+
+
+def test_a_cache_cannot_forecast_through_fresh_noise(dev: FluxPipeline) -> None:
+    text = refused(dev, "cache", scheduler="euler-stochastic", cache="lite")
+    assert text.endswith("take scheduler=euler")
 
 
 def test_a_list_needs_one_value_an_evaluation(dev: FluxPipeline) -> None:

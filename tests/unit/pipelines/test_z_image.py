@@ -173,6 +173,17 @@ def test_the_stochastic_scheduler_is_that_of_diffusers(pipeline: ZImagePipeline)
     torch.testing.assert_close(state.latent_C1hw, sample)
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "euler-stochastic"])
+def test_previews_show_no_noise(pipeline: ZImagePipeline, scheduler: str) -> None:
+    """They are of where the last step pointed, whatever noise came after it."""
+    (state,) = begin(pipeline, ask(scheduler=scheduler))
+    pipeline.step([state])
+    before, sigma = state.latent_C1hw, state.sigma
+    pipeline.step([state])
+    assert state.velocity_C1hw is not None
+    torch.testing.assert_close(state.estimate(), before - sigma * state.velocity_C1hw)
+
+
 def test_negative_prompts_run_only_where_they_count(pipeline: ZImagePipeline) -> None:
     for fields, rows in (
         ({"guidance": 1.0}, [1, 1, 1, 1]),

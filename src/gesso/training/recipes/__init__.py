@@ -35,6 +35,8 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-autoencoder": _flow.shapes_autoencoder,
     "flux-nano": _flow.flux_nano,
     "z-image-nano": _flow.z_image_nano,
+    "flux-nano-on-policy": _flow.flux_nano_on_policy,
+    "z-image-nano-on-policy": _flow.z_image_nano_on_policy,
     "faces-recogniser": _faces.faces_recogniser,
     "faces-autoencoder": _faces.faces_autoencoder,
     "flux-faces-nano": _faces.flux_faces_nano,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 from gesso.models.flux_network import FluxConfig
 from gesso.models.kl_autoencoder import KLAutoencoderConfig
 from gesso.models.s3dit.config import S3DiTConfig
-from gesso.pipelines.z_image_state import STOCHASTIC
+from gesso.sampling.flow import STOCHASTIC
 from gesso.training.flow import FlowSettings, FlowTask
 from gesso.training.flow_networks import NetworkConfig
 from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask
 from gesso.training.loop import LoopSettings
+from gesso.training.on_policy import OnPolicySettings, OnPolicyTask
 from gesso.training.recipes.recipe import Recipe
 
 LATENT_CHANNELS = 8
@@ -64,6 +67,37 @@ def z_image_nano() -> Recipe:
         axes_lens=(512, 128, 128),
     )
     return _nano("z-image-nano", network, ("guidance", 2.0), ("scheduler", STOCHASTIC))
+
+
+def flux_nano_on_policy() -> Recipe:
+    """`flux_nano` goes on where its own pictures lead it; about half an hour on two cores, 1 GB of memory and disk."""
+    return _on_policy(
+        flux_nano(), "flux-nano-on-policy", guidances=(0.0, 2.0, 3.0), schedulers=(STOCHASTIC, "euler"), guidance=3.0
+    )
+
+
+def z_image_nano_on_policy() -> Recipe:
+    """`z_image_nano` goes on where its own pictures lead it; three quarters of an hour on two cores, 1 GB as well."""
+    return _on_policy(z_image_nano(), "z-image-nano-on-policy", guidances=(0.0, 1.2, 2.0), guidance=1.2)
+
+
+def _on_policy(
+    base: Recipe, name: str, *, guidances: tuple[float, ...], guidance: float, schedulers: tuple[str, ...] = ()
+) -> Recipe:
+    """What they have in common."""
+    assert isinstance(base.settings, FlowSettings)
+    given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}
+    given |= {"start_from": f"runs/{base.name}/export", "precompute": 0, "guidances": guidances}
+    given["schedulers"] = schedulers
+    # Steps without fresh noise carry a mixture to the end, also where the network has learned better.
+    given["generation"] = (("steps", 20), ("guidance", guidance), ("scheduler", STOCHASTIC))
+    loop = replace(base.loop, steps=3300, batch=36, learning_rate=1.2e-3, warmup=50, average_decay=0.998)
+    return Recipe(
+        name=name,
+        make=OnPolicyTask,
+        settings=OnPolicySettings(**given),
+        loop=replace(loop, evaluate_every=825, checkpoint_every=240),
+    )
 
 
 def _nano(name: str, network: NetworkConfig, *generation: tuple[str, object]) -> Recipe:

@@ -5,7 +5,7 @@ In here: the public names of the package. Not in here: any model; nothing below 
 
 from gesso.worlds.dice import Dice
 from gesso.worlds.shapes.batches import batch
-from gesso.worlds.shapes.captions import VOCABULARY, Claim, caption, phrase, words
+from gesso.worlds.shapes.captions import VOCABULARY, Claim, caption, phrase, stated, words
 from gesso.worlds.shapes.detector import Detection, Found, detect
 from gesso.worlds.shapes.drawing import PALETTE, draw
 from gesso.worlds.shapes.scenes import (
@@ -53,6 +53,7 @@ __all__ = [
     "prompts",
     "scene",
     "score",
+    "stated",
     "training_scene",
     "words",
 ]

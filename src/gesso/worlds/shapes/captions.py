@@ -1,7 +1,7 @@
 """Language of the shapes world: truthful captions in many phrasings, and the closed list of words they are made of.
 
-In here: `Claim` (what a text states about a picture), `caption`, `phrase`, `VOCABULARY` and `words`. Not in here:
-scenes (`scenes.py`), held-out questions and judging (`scoring.py`).
+In here: `Claim` (what a text states about a picture), `caption`, `stated`, `phrase`, `VOCABULARY` and `words`. Not in
+here: scenes (`scenes.py`), held-out questions and judging (`scoring.py`).
 
 A caption never says anything false, but it often says less than all: size, colours or background may be left out,
 since people's prompts do so too.
@@ -67,9 +67,15 @@ class Claim:
 
 def caption(scene: Scene, seed: int) -> str:
     """Return a caption of the scene in lower case: what it leaves out and how it is phrased depend on the seed."""
+    return stated(scene, seed)[1]
+
+
+def stated(scene: Scene, seed: int) -> tuple[Claim, str]:
+    """Return what the caption of this seed states of the scene, and the caption."""
     # The second number keeps these draws apart from those that made the scene of the same seed.
     dice = Dice(seed, 1)
-    return phrase(_claim(scene, dice), dice)
+    claim = _claim(scene, dice)
+    return claim, phrase(claim, dice)
 
 
 def phrase(claim: Claim, dice: Dice) -> str:

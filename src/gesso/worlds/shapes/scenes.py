@@ -19,6 +19,8 @@ from typing import Final, Literal
 from gesso.worlds.dice import Dice
 
 Kind = Literal["single", "pair", "count"]
+Places = tuple[tuple[int, int], ...]
+"""Centres on the lattice."""
 
 SHAPES: Final = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 COLOURS: Final = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
@@ -34,10 +36,13 @@ RADII: Final = {"small": 0.17, "medium": 0.24, "large": 0.34}
 GROUP_RADIUS: Final = 0.17
 """Radius of every object in a pair or a count: the small one, so that outlines are shared with lone objects."""
 
+NEAR: Final = (4, 5)
+"""Where the left or upper one of a group may lie on the lattice, along the way to the other."""
+MIDDLE: Final = (7, 8, 9)
+"""Where a pair may lie across that way."""
+
 _SINGLE_REACH: Final = {"small": 2, "medium": 2, "large": 1}
-_NEAR: Final = (4, 5)
 _SPAN: Final = 7
-_MIDDLE: Final = (7, 8, 9)
 _HELD_OUT_MODULUS: Final = 12
 # Of 300 tried, the split under which each word occurs most evenly among the held-out keys of every category. Changing
 # it or the modulus would make old models' scores meaningless: they would have been trained on the new questions.
@@ -154,6 +159,30 @@ def is_held_out_key(key: str) -> bool:
     return int.from_bytes(digest, "big") % _HELD_OUT_MODULUS == 0
 
 
+def lone_places(size: str) -> range:
+    """Return where on the lattice a lone object of a size word may lie, along either axis."""
+    reach = _SINGLE_REACH[size]
+    return range(LATTICE // 2 - reach, LATTICE // 2 + reach + 1)
+
+
+def two_places(near: int, cross: int, *, upright: bool) -> Places:
+    """Return the places (x, y) of two: the left or, `upright`, the upper one first."""
+    if upright:
+        return (cross, near), (cross, near + _SPAN)
+    return (near, cross), (near + _SPAN, cross)
+
+
+def three_places(near: int, *, upended: bool) -> Places:
+    """Return the places of three: one in the middle of the top row or, `upended`, the bottom row, two in the other."""
+    apex, base = (near + _SPAN, near) if upended else (near, near + _SPAN)
+    return (8, apex), (4, base), (12, base)
+
+
+def four_places(left: int, top: int) -> Places:
+    """Return the places of four, row by row."""
+    return (left, top), (left + _SPAN, top), (left, top + _SPAN), (left + _SPAN, top + _SPAN)
+
+
 def _stream(seed: int) -> Iterator[Scene]:
     dice = Dice(seed)
     while True:
@@ -172,8 +201,7 @@ def _draw(dice: Dice) -> Scene:
 
 def _draw_single(dice: Dice, background: str) -> Scene:
     size = dice.pick(SIZES)
-    reach = _SINGLE_REACH[size]
-    places = range(LATTICE // 2 - reach, LATTICE // 2 + reach + 1)
+    places = lone_places(size)
     shape, colour = dice.pick(SHAPES), dice.other(COLOURS, background)
     thing = Thing(shape, colour, RADII[size], dice.pick(places) / LATTICE, dice.pick(places) / LATTICE)
     return Scene("single", background, (thing,), size=size)
@@ -186,7 +214,7 @@ def _draw_pair(dice: Dice, background: str) -> Scene:
         (dice.other(SHAPES, shape), dice.other(COLOURS, background)),
     )
     relation = dice.pick(RELATIONS)
-    places = _two_places(dice, upright=relation in ("above", "below"))
+    places = two_places(dice.pick(NEAR), dice.pick(MIDDLE), upright=relation in ("above", "below"))
     if relation in ("right", "below"):
         places = places[::-1]
     things = tuple(
@@ -200,30 +228,11 @@ def _draw_count(dice: Dice, background: str) -> Scene:
     number = dice.pick((2, 3, 4))
     shape, colour = dice.pick(SHAPES), dice.other(COLOURS, background)
     if number == 2:
-        places = _two_places(dice, upright=dice.chance(0.5))
+        upright = dice.chance(0.5)
+        places = two_places(dice.pick(NEAR), dice.pick(MIDDLE), upright=upright)
     elif number == 3:
-        places = _three_places(dice)
+        places = three_places(dice.pick(NEAR), upended=dice.chance(0.5))
     else:
-        places = _four_places(dice)
+        places = four_places(dice.pick(NEAR), dice.pick(NEAR))
     things = tuple(Thing(shape, colour, GROUP_RADIUS, x / LATTICE, y / LATTICE) for x, y in places)
     return Scene("count", background, things)
-
-
-def _two_places(dice: Dice, *, upright: bool) -> tuple[tuple[int, int], ...]:
-    near, cross = dice.pick(_NEAR), dice.pick(_MIDDLE)
-    if upright:
-        return (cross, near), (cross, near + _SPAN)
-    return (near, cross), (near + _SPAN, cross)
-
-
-def _three_places(dice: Dice) -> tuple[tuple[int, int], ...]:
-    apex = dice.pick(_NEAR)
-    base = apex + _SPAN
-    if dice.chance(0.5):
-        apex, base = base, apex
-    return (8, apex), (4, base), (12, base)
-
-
-def _four_places(dice: Dice) -> tuple[tuple[int, int], ...]:
-    left, top = dice.pick(_NEAR), dice.pick(_NEAR)
-    return (left, top), (left + _SPAN, top), (left, top + _SPAN), (left + _SPAN, top + _SPAN)
