@@ -21,6 +21,7 @@ from gesso.engine import Engine
 from gesso.engine.loading import load_pipeline
 from gesso.pipelines.contract import Pipeline
 from gesso.request import GenerationRequest
+from gesso.sampling.flow import STOCHASTIC
 from tests.contract.worked_example import example_pipeline
 from tests.tiny_flow import TinyFlowPipeline
 from tests.tiny_infinity import tiny_pipeline
@@ -70,6 +71,9 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "flux, doubled": lambda: Subject(
         pipeline=import_module("tests.tiny_flux").tiny_pipeline(guidance_embeds=False), fields={"guidance": 2.0}
     ),
+    "flux, with noise at every step": lambda: Subject(
+        pipeline=import_module("tests.tiny_flux").tiny_pipeline(), fields={"scheduler": STOCHASTIC}
+    ),
     "flux, with a person": lambda: Subject(
         pipeline=import_module("tests.tiny_infinite_you").tiny_pipeline_with_guest(),
         fields={"identity": {"image": str(import_module("tests.tiny_infinite_you").PERSON), "end": 0.8}},
@@ -78,15 +82,24 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "z-image, unguided": lambda: Subject(
         pipeline=import_module("tests.tiny_z_image").tiny_pipeline(), fields={"guidance": 0.0}
     ),
+    "z-image, with noise at every step": lambda: Subject(
+        pipeline=import_module("tests.tiny_z_image").tiny_pipeline(), fields={"scheduler": STOCHASTIC}
+    ),
     "hunyuan-video": lambda: Subject(
         pipeline=import_module("tests.tiny_hunyuan_video").tiny_pipeline(tile=32, stride=24), fields={"height": 48}
     ),
     "hunyuan-video, doubled": lambda: Subject(
         pipeline=import_module("tests.tiny_hunyuan_video").tiny_pipeline(), fields={"true_guidance": 2.0, "frames": 1}
     ),
+    "hunyuan-video, with noise at every step": lambda: Subject(
+        pipeline=import_module("tests.tiny_hunyuan_video").tiny_pipeline(), fields={"scheduler": STOCHASTIC}
+    ),
     "qwen-image": lambda: Subject(pipeline=import_module("tests.tiny_qwen_image").tiny_pipeline()),
     "qwen-image, unguided": lambda: Subject(
         pipeline=import_module("tests.tiny_qwen_image").tiny_pipeline(), fields={"guidance": 1.0}
+    ),
+    "qwen-image, with noise at every step": lambda: Subject(
+        pipeline=import_module("tests.tiny_qwen_image").tiny_pipeline(), fields={"scheduler": STOCHASTIC}
     ),
     "sdxl": lambda: Subject(pipeline=import_module("tests.tiny_sdxl").tiny_pipeline()),
     "sdxl, with noise at every step": lambda: Subject(
@@ -99,4 +112,5 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 TRAINED: dict[str, Callable[[], Subject]] = {
     "infinity-nano": lambda: Subject(pipeline=_shipped("infinity-nano")),
     "flux-nano": lambda: Subject(pipeline=_shipped("flux-nano")),
+    "z-image-nano": lambda: Subject(pipeline=_shipped("z-image-nano")),
 }

@@ -1,7 +1,7 @@
 """The task of training a flow model where its own pictures lead it, with the world's own answer as the target.
 
 A network that learned from noisy true pictures alone is lost where its sampler takes it: in mixtures of pictures,
-which it never saw. Here it paints captions as it will once it is exported, and learns at the noisy latents on its way
+which it never saw. Here it paints captions by its own pipeline, and learns at the noisy latents on its way
 what the world expects there (`posterior`); and as much from noisy true latents, to the same target. It is DAgger
 (arXiv:1011.0686) with Bayes for the expert. Held-out combinations are in no caption and in no answer.
 Not here: the network, its velocity, evaluation, export (`flow`), answers (`posterior`).
