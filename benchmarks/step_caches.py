@@ -176,8 +176,7 @@ def main() -> None:
     steps, pictures = (12, 2) if given.short else (given.steps, given.pictures)
     claims = Claims(f"step-caches-{given.model}", given.save)
     pipeline = load_pipeline(given.model, given.device)
-    fields = {"steps": steps, "scheduler": "euler"}  # also where a model's own would draw noise that no cache forecasts
-    bench = bench_of(pipeline, given.model, fields, pictures=pictures, device=given.device)
+    bench = bench_of(pipeline, given.model, {"steps": steps}, pictures=pictures, device=given.device)
     measure(bench, given.model, claims)
     claims.keep()
 

@@ -25,7 +25,8 @@ from gesso.errors import RequestError
 from gesso.evaluation.closeness import psnr, relative_error, ssim
 from gesso.fronts import Point
 from gesso.pipelines.contract import Pipeline, without_breaths
-from gesso.request import GenerationRequest
+from gesso.request import GenerationRequest, parse_request
+from gesso.sampling.flow import EULER, STOCHASTIC
 from gesso.worlds import faces, shapes
 
 _LATENTS = ("tokens_1LD", "latent_C1hw", "latent_1Cfhw")
@@ -189,8 +190,14 @@ def share_right(trials: Sequence[Trial]) -> float | None:
 
 
 def bench_of(pipeline: Pipeline, model: str, fields: dict[str, object], *, pictures: int, device: str) -> Bench:
-    """So many pictures of a model: of the small world whose words it knows, or of general prompts."""
+    """So many pictures of a model: of the small world whose words it knows, or of general prompts.
+
+    Where the model's own scheduler draws fresh noise, all are by Euler's, also those without a cache.
+    """
     prompts, questions = _asked(pipeline, pictures)
+    plain = parse_request({"prompt": prompts[0], "model": model, **fields})
+    if "scheduler" not in fields and pipeline.plan(plain).request.scheduler == STOCHASTIC:
+        fields = {**fields, "scheduler": EULER}
     requests = [
         GenerationRequest.model_validate({**fields, "model": model, "prompt": prompt, "seed": number, "num_images": 1})
         for number, prompt in enumerate(prompts)

@@ -15,7 +15,7 @@ from torch import nn
 from gesso.errors import FileError, RequestError
 from gesso.pictures import read_pixels
 from gesso.request import GenerationRequest
-from gesso.sampling.flow import STOCHASTIC
+from gesso.sampling.flow import EULER, STOCHASTIC
 
 _T = TypeVar("_T")
 _State = TypeVar("_State")
@@ -106,6 +106,12 @@ def without_effect(
         way_out = "leave it out, or take flux-dev or infinite-you-nano"
         raise RequestError("identity", request.identity.image, f"usable with {name}", way_out)
     return tuple(f"{name} has no use for {field}" for field in fields if getattr(request, field) is not None)
+
+
+def scheduler_of(request: GenerationRequest, default: str) -> str:
+    """The scheduler that was asked for, or the model's; beside a step cache Euler's, where that draws fresh noise."""
+    own = EULER if request.cache is not None and default == STOCHASTIC else default
+    return value_or(request.scheduler, own)
 
 
 def check_cached(filled: GenerationRequest) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STOCHASTIC = "euler-stochastic"
-"""The name of the scheduler that takes `stochastic_step`."""
+EULER, STOCHASTIC = "euler", "euler-stochastic"
+"""The names of the schedulers that take `euler_step` and `stochastic_step`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gesso.cli import app
+from gesso.engine.loading import load_pipeline
 from gesso.errors import FileError, RequestError
 from gesso.evaluation.caches import PROMPTS, Bench, bench_of, calibrate, fitting
 from gesso.evaluation.closeness import SAME_PSNR, psnr, relative_error, ssim
@@ -69,13 +70,21 @@ def test_models_are_asked_what_they_have_words_for() -> None:
         text = FluxWordFeatures(
             WordEncoder(WordEncoderConfig(vocabulary=vocabulary, width=8, depth=1, heads=2, length=8))
         )
-        pipeline = SimpleNamespace(text=text)
+        pipeline = SimpleNamespace(text=text, plan=lambda request: SimpleNamespace(request=request))
         found = bench_of(pipeline, "m", {}, pictures=2, device="cpu")  # pyright: ignore[reportArgumentType]
         asked.append((found.requests[0].prompt, bool(found.questions)))
     portrait = faces.caption(faces.held_out_portrait(0), 0)
     assert asked == [(shapes.prompts(6, 0)[0].prompt, True), (portrait, False), (PROMPTS[0], False)]
     general = bench_of(tiny_pipeline(), "m", {}, pictures=2, device="cpu")  # whose vocabularies spell any word
     assert general.requests[1].prompt == PROMPTS[1] and not general.questions
+
+
+def test_fresh_noise_is_left_out_of_every_picture() -> None:
+    """Else those with a cache would be held against others of another scheduler."""
+    nano = load_pipeline("z-image-nano", "cpu")
+    asked = bench_of(nano, "z-image-nano", {}, pictures=2, device="cpu").requests
+    told = bench_of(nano, "z-image-nano", {"scheduler": "euler-stochastic"}, pictures=2, device="cpu").requests
+    assert [request.scheduler for request in (*asked, *told)] == ["euler"] * 2 + ["euler-stochastic"] * 2
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:

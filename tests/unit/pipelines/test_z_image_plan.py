@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gesso.engine.loading import load_pipeline
 from gesso.errors import FileError, RequestError
 from gesso.pipelines.z_image import ZImagePipeline
 from gesso.pipelines.z_image_state import BASE, EDIT, TURBO
@@ -72,6 +73,15 @@ def test_fresh_noise_cannot_be_forecast(pipeline: ZImagePipeline) -> None:
     assert (error.field, error.value) == ("cache", "lite")
     assert error.hint == "each step draws noise that no cache forecasts; take scheduler=euler"
     assert _warned(pipeline, scheduler="euler-stochastic") == _warned(pipeline, cache="lite") == ""
+
+
+@pytest.mark.parametrize(("asked", "painted"), [(None, "euler"), ("euler", "euler")])
+def test_a_cache_has_a_models_own_noise_give_way(asked: str | None, painted: str) -> None:
+    nano = load_pipeline("z-image-nano", "cpu")
+    assert nano.plan(ask()).request.scheduler == "euler-stochastic"
+    plan = nano.plan(ask(cache="lite", **({"scheduler": asked} if asked else {})))
+    assert plan.request.scheduler == painted
+    assert nano.plan(plan.request) == plan
 
 
 def test_lists_have_one_value_a_step(pipeline: ZImagePipeline, tmp_path: Path) -> None:
