@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from gesso.models.flux_network import FluxConfig
 from gesso.models.kl_autoencoder import KLAutoencoderConfig
 from gesso.models.s3dit.config import S3DiTConfig
-from gesso.sampling.flow import STOCHASTIC
+from gesso.sampling.flow import EULER, STOCHASTIC
 from gesso.training.flow import FlowSettings, FlowTask
 from gesso.training.flow_networks import NetworkConfig
 from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask
@@ -72,7 +72,7 @@ def z_image_nano() -> Recipe:
 def flux_nano_on_policy() -> Recipe:
     """`flux_nano` goes on where its own pictures lead it; about half an hour on two cores, 1 GB of memory and disk."""
     return _on_policy(
-        flux_nano(), "flux-nano-on-policy", guidances=(0.0, 2.0, 3.0), schedulers=(STOCHASTIC, "euler"), guidance=3.0
+        flux_nano(), "flux-nano-on-policy", guidances=(0.0, 2.0, 3.0), schedulers=(STOCHASTIC, EULER), guidance=2.5
     )
 
 
