@@ -173,9 +173,9 @@ class OnPolicyTask(FlowTask):
         autocast = torch.autocast(CPU, kind, precision, cache_enabled=False)
         with torch.compiler.set_stance("force_eager"), autocast, quiet_norms():
             for at, states in enumerate(walk(self._pipeline(), requests)):
-                for state, (claim, caption) in zip(states, stated, strict=True):
-                    if self._learns_at(sigma := _sigmas_of(state)[at]):
-                        places.append(Place(_latent_of(state).float().clone(), sigma, claim, caption))
+                if self._learns_at(sigma := _sigmas_of(states[0])[at]):
+                    both = zip(states, stated, strict=True)
+                    places += [Place(_latent_of(state).float().clone(), sigma, *text) for state, text in both]
         self.network.train()
         random.Random(step).shuffle(places)
         return places
