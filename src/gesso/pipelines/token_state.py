@@ -19,7 +19,7 @@ from gesso.sampling.schedulers import Scheduler
 
 @dataclass(eq=False, kw_only=True)
 class TokenState:
-    """One picture: its tokens, its own scheduler, the network's last word on it, and where that pointed.
+    """One picture: its tokens, its own scheduler, and where its last step pointed.
 
     `size` is in latent cells.
     """
@@ -31,7 +31,6 @@ class TokenState:
     timesteps_N: Tensor
     costs: tuple[Cost, ...]
     tokens_1LD: Tensor
-    velocity_1LD: Tensor | None = None
     clean_1LD: Tensor | None = None
     index: int = 0
 
@@ -56,7 +55,6 @@ class TokenState:
         timestep = self.timesteps_N[self.index]
         self.clean_1LD = self.tokens_1LD - (timestep / 1000).to(self.tokens_1LD.dtype) * velocity_1LD
         (self.tokens_1LD,) = self.scheduler.step(velocity_1LD, timestep, self.tokens_1LD, return_dict=False)
-        self.velocity_1LD = velocity_1LD
         self.index += 1
 
 

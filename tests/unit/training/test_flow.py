@@ -87,7 +87,7 @@ def test_the_adapter_says_what_the_pipeline_says(flow_runs: dict[str, Path], fam
         latent, sigma = _latent(state), _sigma(state)
         velocity = adapter(latent, sigma, encoder(ids_BT), ids_BT != PAD)
         pipeline.step([state])
-        torch.testing.assert_close(velocity, _velocity(state), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(latent - sigma * velocity, _clean(state), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", NETWORKS)
@@ -115,13 +115,11 @@ def _sigma(state: FluxState | ZImageState) -> Tensor:
     return torch.tensor([state.sigma])
 
 
-def _velocity(state: FluxState | ZImageState) -> Tensor:
-    """Of the last step, `[1,C,h,w]`."""
+def _clean(state: FluxState | ZImageState) -> Tensor:
+    """Where the last step pointed, `[1,C,h,w]`."""
     if isinstance(state, FluxState):
-        assert state.velocity_1LD is not None
-        return flux_network.unpack(state.velocity_1LD, *state.size)
-    assert state.velocity_C1hw is not None
-    return state.velocity_C1hw.transpose(0, 1)
+        return flux_network.unpack(state.clean_tokens(), *state.size)
+    return state.estimate().transpose(0, 1)
 
 
 class _Told(nn.Module):
