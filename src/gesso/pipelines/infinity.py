@@ -314,7 +314,7 @@ class InfinityPipeline:
         last = scale + 1 == len(schedule)
         inputs_BnK = None if last else to_tokens(enlarge(sum_BkHW, grids[scale + 1]), patchify)
         for index, state in enumerate(states):
-            state.sum_kHW = sum_BkHW[index]
+            state.sum_kHW, state.bits_khw = sum_BkHW[index], bits_Bkhw[index]
             state.inputs_nK = None if inputs_BnK is None else inputs_BnK[index]
             state.scale += 1
             if last:  # nothing will attend to these any more

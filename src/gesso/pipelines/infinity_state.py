@@ -70,7 +70,7 @@ class Company:
 
 @dataclass(eq=False)
 class InfinityState:
-    """One picture on its way: codes summed so far, and where its keys and values lie."""
+    """One picture on its way: codes summed so far, the last scale's bits, and where its keys and values lie."""
 
     request: GenerationRequest
     seed: int
@@ -81,6 +81,7 @@ class InfinityState:
     costs: tuple[Cost, ...]
     generator: torch.Generator
     sum_kHW: Tensor
+    bits_khw: Tensor | None = None
     inputs_nK: Tensor | None = None
     scale: int = 0
     company: Company | None = None

@@ -25,7 +25,7 @@ from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import GenerationDefaults
 from gesso.training.export import save_model
 from gesso.training.infinity_loss import bitwise_loss, margin_weights, scale_weights
-from gesso.training.painting import sample_sheet
+from gesso.training.painting import sample_sheet, shapes_score
 from gesso.training.pictures import held_out_scenes, scenes_of_step
 from gesso.training.settings import MOST_SCENES, check
 from gesso.weights.files import fill
@@ -37,13 +37,16 @@ class InfinitySettings:
     """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model.
 
     `start_from` is the folder of an exported model of the same sizes to go on from, "" to begin from nothing.
-    `reweight` gives every scale its due (`scale_weights`), `weigh_margins` every bit (`margin_weights`).
+    `train_text` is whether the word encoder learns too, or stays that of `start_from`. `reweight` gives every scale its
+    due (`scale_weights`), `weigh_margins` every bit (`margin_weights`). `score_prompts` questions of the world's judge
+    are part of an evaluation.
     """
 
     network: InfinityConfig
     text: WordEncoderConfig
     tokenizer: str
     start_from: str = ""
+    train_text: bool = True
     schedule: ScaleSchedule
     side: int
     flip_strength: float = 0.2
@@ -53,6 +56,7 @@ class InfinitySettings:
     reweight: bool = True
     weigh_margins: bool = False
     held_out: int = 128
+    score_prompts: int = 0
     scales: InitialScales = field(default_factory=lambda: InitialScales(gate=1.0))
     generation: tuple[tuple[str, object], ...] = ()
 
@@ -62,6 +66,10 @@ class InfinitySettings:
         check("flip_scales", self.flip_scales, self.flip_scales >= 0, "at least 0")
         check("held_out", self.held_out, 1 <= self.held_out <= MOST_SCENES, f"from 1 to {MOST_SCENES}")
         check("side", self.side, self.side >= 1, "at least 1")
+        allowed = f"from 0 to {MOST_SCENES}"
+        check("score_prompts", self.score_prompts, 0 <= self.score_prompts <= MOST_SCENES, allowed)
+        learned = self.train_text or bool(self.start_from)
+        check("train_text", self.train_text, learned, "true where there is no start_from, whose word encoder it reads")
 
 
 class InfinityNetwork(nn.Module):
@@ -90,6 +98,7 @@ class InfinityTask:
         self.network = InfinityNetwork(settings)
         if settings.start_from:
             _go_on_from(Path(settings.start_from), self.network)
+        self.network.text.requires_grad_(settings.train_text)
         self.grids = settings.schedule.latent_grids(settings.network.patchify)
         self.layout = self.network.transformer.layout(settings.schedule)
         self.weights_L = scale_weights(settings.schedule) if settings.reweight else None
@@ -132,12 +141,18 @@ class InfinityTask:
         for scale in range(len(self.settings.schedule)):
             part = right_BLK[:, starts[scale] : starts[scale + 1]]
             figures[f"bit_accuracy_{scale:02d}"] = float(part.float().mean())
+        if self.settings.score_prompts:
+            figures["score"] = shapes_score(self._pipeline(), self.settings.score_prompts)
         return figures
 
     def samples(self) -> Image.Image:
         """Rows: prompts; columns: seeds."""
+        return sample_sheet(self._pipeline())
+
+    def _pipeline(self) -> InfinityPipeline:
+        """The model as it is, painting as it will once it is exported."""
         side = self.settings.side
-        pipeline = InfinityPipeline(
+        return InfinityPipeline(
             transformer=self.network.transformer,
             autoencoder=self.tokenizer,
             text=self.network.text,
@@ -146,7 +161,6 @@ class InfinityTask:
             name="in training",
             digest="",
         )
-        return sample_sheet(pipeline)
 
     def export(self, folder: Path, facts: Mapping[str, object]) -> None:
         settings = self.settings
@@ -168,9 +182,11 @@ class InfinityTask:
     def _defaults(self) -> dict[str, object]:
         return {"width": self.settings.side, "height": self.settings.side, **dict(self.settings.generation)}
 
-    def _ids(self, captions: list[str], generator: torch.Generator) -> Tensor:
-        """Token ids, always as wide as the encoder is long, with some words made unknown."""
+    def _ids(self, captions: list[str], generator: torch.Generator | None) -> Tensor:
+        """Token ids, always as wide as the encoder is long; with a generator, some words are made unknown."""
         ids_BT = self.network.text.token_ids(captions, self.settings.text.length)
+        if generator is None:
+            return ids_BT
         hidden = torch.rand(ids_BT.shape, generator=generator) < self.settings.unknown_share
         return torch.where(hidden & (ids_BT > UNKNOWN + 1), UNKNOWN, ids_BT)
 

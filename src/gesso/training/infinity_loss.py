@@ -29,13 +29,30 @@ def bitwise_loss(
 
 
 def token_losses(logits_BLV: Tensor, labels_BLK: Tensor, weights_BLK: Tensor | None = None) -> Tensor:
-    """Cross entropy of each token, float32 `[B,L]`, mean over its bits.
+    """Cross entropy of each token, float32 `[B,L]`, mean over its bits; labels may be chances.
 
     Two-way cross entropy depends only on the difference of the two logits, which spares half of the memory.
     """
     zero, one = logits_BLV.unflatten(-1, (-1, 2)).unbind(-1)
     bits_BLK = F.binary_cross_entropy_with_logits((one - zero).float(), labels_BLK.float(), reduction="none")
     return (bits_BLK if weights_BLK is None else bits_BLK * weights_BLK).mean(dim=-1)
+
+
+def divergence(
+    logits_BLV: Tensor,
+    chances_BLK: Tensor,
+    weights_L: Tensor | None = None,
+    weights_BLK: Tensor | None = None,
+) -> Tensor:
+    """Mean divergence of a bit from the chances that it should be one, in nats, `[B]`.
+
+    It is the cross entropy less what is left of it where the network answers with these very chances, which is none;
+    weights as in `bitwise_loss`.
+    """
+    entropies_BLK = torch.special.entr(chances_BLK) + torch.special.entr(1 - chances_BLK)
+    left_BL = (entropies_BLK if weights_BLK is None else entropies_BLK * weights_BLK).mean(dim=-1)
+    tokens_BL = token_losses(logits_BLV, chances_BLK, weights_BLK) - left_BL
+    return tokens_BL.mean(dim=-1) if weights_L is None else (tokens_BL * weights_L).sum(dim=-1)
 
 
 def margin_weights(margins_BLK: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ Not here: any pipeline, and the engine, which does this for everybody else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from gesso.devices import CPU
 from gesso.pipelines.contract import Pipeline, State, without_breaths
 from gesso.request import GenerationRequest
 from gesso.training.pictures import World, sheet, to_tensor
@@ -82,6 +85,20 @@ def walk(pipeline: Pipeline, requests: Sequence[GenerationRequest]) -> Iterator[
         yield states
         pipeline.step(states)
     yield states
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """A network in the middle of a training step, as it paints.
+
+    It runs eagerly, for batches have other sizes than in training, and without autocast's cache, where weights cast in
+    inference would be found by the loss.
+    """
+    precision, kind = torch.is_autocast_enabled(CPU), torch.get_autocast_dtype(CPU)
+    network.eval()
+    with torch.compiler.set_stance("force_eager"), torch.autocast(CPU, kind, precision, cache_enabled=False):
+        yield
+    network.train()
 
 
 def _tensor(picture: Image.Image) -> Tensor:

@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from gesso.worlds import faces, shapes
+from gesso.worlds.shapes import Claim, Scene
 
 World = Literal["shapes", "faces"]
 WORLDS: tuple[World, ...] = get_args(World)
 
 HELD_OUT_FROM = 2**40  # seeds that no training step reaches
+PAINTED_FROM = 1 << 32  # above a run's own scenes are those whose captions it paints
 
 
 def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "shapes") -> tuple[Tensor, list[str]]:
@@ -31,6 +33,12 @@ def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "
 def first_seed(step: int, count: int, seed: int) -> int:
     """The world's seed of the first of a step's `count` scenes; the others follow it."""
     return seed * 2**33 + step * count
+
+
+def stated_scenes(first: int, count: int) -> tuple[list[Scene], list[tuple[Claim, str]]]:
+    """Training scenes of consecutive seeds of the shapes world, and of each a caption and what that claims."""
+    scenes = [shapes.training_scene(seed) for seed in range(first, first + count)]
+    return scenes, [shapes.stated(scene, seed) for seed, scene in enumerate(scenes, first)]
 
 
 def held_out_scenes(count: int, side: int, world: World = "shapes") -> tuple[Tensor, list[str]]:

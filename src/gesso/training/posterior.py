@@ -1,93 +1,96 @@
-"""What the shapes world itself would answer a flow network: the mean of all clean latents that a noisy one may be of.
+"""What the shapes world itself would answer a network: an expectation over all scenes that a prompt may be of.
 
-The world is finite (`worlds/shapes/every`), so the expectation that a network learns from samples can be had without
-any: over every training scene that a claim allows, weighed by how likely it makes the noisy latent. As a target it has
-the least variance there is (arXiv:2302.00670 takes a batch for the world), and it says also what is right where no
-noise leads from a true picture: on the network's own way.
-Not here: noise, networks, the loss (`on_policy`); how latents are stored (`latents`).
-Shapes: S scenes, K those that a claim allows, B noisy latents, C channels, h w cells.
+The world is finite, so the expectation that a network learns from samples can be had without any: over every training
+scene that a claim allows, weighed by how likely it makes what the network sees. As a target it has the least variance
+there is (arXiv:2302.00670 takes a batch for the world), and it says also what is right where no true picture leads: on
+the network's own way. Not here: scenes and latents (`world_latents`), networks, losses (`flow_on_policy`,
+`infinity_on_policy`).
+Shapes: K scenes that a claim allows, B noisy latents, N their numbers, C channels, k bits a cell, h w a scale's cells,
+H W the final ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gesso.devices import CPU
-from gesso.training.latents import store, stored_digest
-from gesso.training.pictures import to_tensor
-from gesso.worlds import shapes
-from gesso.worlds.shapes import Claim, Scene, every
+from gesso.models.infinity.quantizer import shrink
+from gesso.models.infinity.scales import Grid
+from gesso.training.world_latents import WorldLatents
+from gesso.worlds.shapes import Claim
+
+_LEAST_WEIGHT = 1e-7  # of thousands of scenes mostly a few weigh more
+_SOFTNESS = 0.1  # residuals deviate by about 1, and a network errs where they are as small as this
+_ERRORS = 0.03  # share of bits that are wrong for no reason
 
 
-@dataclass(frozen=True, kw_only=True)
-class EveryScene:
-    """All training scenes of the shapes world, in the order of their numbers, as something to store."""
-
-    encode: Callable[[Tensor], Tensor]
-    side: int
-    identity: str
-    columns: tuple[str, ...] = ("latent",)
-    seed: int = 0
-
-    def scenes(self, step: int, count: int) -> tuple[Tensor]:
-        """Latents `[B,C,h,w]` of the `step`-th `count` scenes, fewer at the end."""
-        numbers = every.training_numbers()[step * count : (step + 1) * count]
-        pictures = shapes.draw([every.scene_at(int(number)) for number in numbers], self.side)
-        with torch.no_grad():
-            return (self.encode(to_tensor(pictures)).float(),)
-
-    def digest(self) -> str:
-        return stored_digest("shapes", self.side, self.seed, f"every scene, {self.identity}")
+# ---- of noisy latents -----------------------------------------------------------------------------------------------
 
 
-class Posterior:
-    """Clean latents of all training scenes (float16, 1 GB at 64 pixels), and the mean of those that fit."""
+@torch.no_grad()
+def expected_latents(world: WorldLatents, noisy_BChw: Tensor, sigma_B: Tensor, claims: Sequence[Claim]) -> Tensor:
+    """Expected clean latents `[B,C,h,w]` given the noisy ones and what is claimed of each. sigma is above 0, and every
+    claim true of some training scene.
 
-    def __init__(self, latents_SChw: Tensor) -> None:
-        self.shape = latents_SChw.shape[1:]
-        self._latents_SN = latents_SChw.flatten(1)
-        self._row_of = np.full(every.END, -1, np.int64)
-        self._row_of[every.training_numbers()] = np.arange(len(latents_SChw))
+    A noisy latent is (1 - sigma) * clean + sigma * noise. Up to a constant, the logarithm of what a scene is worth is
+    that of its share plus (1 - sigma) / sigma^2 <noisy, clean> - ((1 - sigma) / sigma)^2 |clean|^2 / 2.
+    """
+    rows = zip(noisy_BChw, sigma_B.tolist(), claims, strict=True)
+    with torch.autocast(CPU, enabled=False):
+        return torch.stack([_expected_latent(world, *row) for row in rows])
 
-    @classmethod
-    def of_world(cls, folder: Path, scenes: EveryScene, report: Callable[[int], None]) -> Posterior:
-        """By latents that are stored in a run's folder; makes those that are missing. Raises FileError, RunError."""
-        stored = store(folder, scenes, len(every.training_numbers()), 1, report)
-        return cls(torch.from_numpy(np.concatenate([shard["latent"] for shard in stored.shards])))
 
-    def latents(self, scenes: Sequence[Scene]) -> Tensor:
-        """Clean latents `[B,C,h,w]` of training scenes, float32. Raises ValueError for any other."""
-        rows = self._row_of[[every.number(scene) for scene in scenes]]
-        if (rows < 0).any():
-            raise ValueError("a scene is not of the training world")
-        return self._latents_SN[torch.from_numpy(rows)].float().unflatten(1, self.shape)
+def _expected_latent(world: WorldLatents, noisy_Chw: Tensor, sigma: float, claim: Claim) -> Tensor:
+    clean_KChw, share_K = world.allowed(claim)
+    clean_KN = clean_KChw.flatten(1)
+    signal = (1 - sigma) / sigma
+    fit_K = clean_KN @ noisy_Chw.flatten() * (signal / sigma) - clean_KN.square().sum(1) * (signal**2 / 2)
+    weight_K = torch.softmax(share_K.log() + fit_K, dim=0)
+    likely = weight_K > _LEAST_WEIGHT
+    mean_N = weight_K[likely] @ clean_KN[likely] / weight_K[likely].sum()
+    return mean_N.view_as(noisy_Chw)
 
-    @torch.no_grad()
-    def mean(self, noisy_BChw: Tensor, sigma_B: Tensor, claims: Sequence[Claim]) -> Tensor:
-        """Expected clean latents `[B,C,h,w]` given the noisy ones and what is claimed of each. sigma is above 0, and
-        every claim true of some training scene.
 
-        A noisy latent is (1 - sigma) * clean + sigma * noise. Up to a constant, the logarithm of what a scene is worth
-        is that of its share plus (1 - sigma) / sigma^2 <noisy, clean> - ((1 - sigma) / sigma)^2 |clean|^2 / 2.
-        """
-        rows = zip(noisy_BChw.flatten(1), sigma_B.tolist(), claims, strict=True)
-        with torch.autocast(CPU, enabled=False):
-            return torch.stack([self._mean(*row) for row in rows]).unflatten(1, self.shape)
+# ---- of bits --------------------------------------------------------------------------------------------------------
 
-    def _mean(self, noisy_N: Tensor, sigma: float, claim: Claim) -> Tensor:
-        numbers, shares = every.allowed(claim)
-        rows = self._row_of[numbers]
-        trained = rows >= 0
-        clean_KN = self._latents_SN[torch.from_numpy(rows[trained])].float()
-        share_K = torch.from_numpy(shares[trained]).float()
-        signal = (1 - sigma) / sigma
-        fit_K = clean_KN @ noisy_N * (signal / sigma) - clean_KN.square().sum(1) * (signal**2 / 2)
-        weight_K = torch.softmax(share_K.log() + fit_K, dim=0)
-        likely = weight_K > 1e-7  # of thousands mostly a few
-        return weight_K[likely] @ clean_KN[likely] / weight_K[likely].sum()
+
+class Answer(NamedTuple):
+    """Of a scale's every bit, `[k,h,w]`: the chance that it should be one, and how much is at stake.
+
+    `margin` is the expected size of the residual, as `correction.TrainingTokens` has it of one scene.
+    """
+
+    chance_khw: Tensor
+    margin_khw: Tensor
+
+
+@torch.no_grad()
+def expected_bits(
+    world: WorldLatents, sums: Sequence[Tensor], bits: Sequence[Tensor], grids: Sequence[Grid], claim: Claim
+) -> Iterator[Answer]:
+    """What every scale's bits should be, given those of the scales before it and what is claimed of the picture.
+
+    `sums` `[k,H,W]` are the sums of codes before each scale, `bits` `[k,h,w]` what was chosen there, bool. A scene
+    asks for the sign of its residual; of what the scenes still possible ask for, each counts by how large its residual
+    is, for so much would a wrong bit cost. What was chosen speaks for the scenes that asked for it: with the chance
+    sigmoid(±residual / 0.1), and with any bit for no reason in three of a hundred.
+    """
+    clean_KkHW, share_K = world.allowed(claim)
+    weight_K = share_K.log()
+    with torch.autocast(CPU, enabled=False):
+        for sum_kHW, bits_khw, grid in zip(sums, bits, grids, strict=True):
+            residual_Kkhw = shrink(clean_KkHW - sum_kHW, grid)
+            chosen_K = torch.softmax(weight_K, dim=0)
+            one_khw = torch.einsum("K,Kkhw->khw", chosen_K, residual_Kkhw.clamp(min=0))
+            zero_khw = torch.einsum("K,Kkhw->khw", chosen_K, -residual_Kkhw.clamp(max=0))
+            margin_khw = one_khw + zero_khw
+            yield Answer(one_khw / margin_khw.clamp(min=1e-9), margin_khw)
+            asked_Kkhw = torch.where(bits_khw, residual_Kkhw, -residual_Kkhw)
+            chance_Kkhw = _ERRORS + (1 - 2 * _ERRORS) * torch.sigmoid(asked_Kkhw / _SOFTNESS)
+            weight_K = weight_K + chance_Kkhw.log().sum(dim=(1, 2, 3))
+            likely = torch.softmax(weight_K, dim=0) > _LEAST_WEIGHT
+            clean_KkHW, weight_K = clean_KkHW[likely], weight_K[likely]

@@ -11,7 +11,8 @@ import torch
 
 from gesso.models.word_encoder import WordEncoder
 from gesso.training.export import save_model
-from gesso.worlds.shapes import VOCABULARY
+from gesso.worlds import shapes
+from gesso.worlds.shapes import VOCABULARY, every
 from tests.tiny_infinity import TEXT
 from tests.unit.training.tiny_recipes import (
     NETWORKS,
@@ -78,3 +79,12 @@ def flow_runs(kl_autoencoder_run: Path, words: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def flux_run(flow_runs: dict[str, Path]) -> Path:
     return flow_runs["flux"]
+
+
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A training world of a few scenes, so that all of them are encoded in no time."""
+    numbers = every.training_numbers()[:60]
+    monkeypatch.setattr(every, "training_numbers", lambda: numbers)
+    monkeypatch.setattr(shapes, "training_scene", lambda seed: every.scene_at(int(numbers[seed % len(numbers)])))
+    return numbers.tolist()

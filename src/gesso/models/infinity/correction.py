@@ -6,8 +6,9 @@ Shapes as in `quantizer`; N is the number of scales.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,18 +59,32 @@ def training_tokens(
     `grids` are the tokenizer's (`ScaleSchedule.latent_grids`). A scale's label is the sign of what is left *before* its
     own flips. With `requantize` the flipped code is what later scales see and must mend; without, flips do nothing.
     """
-    sum_BKHW = torch.zeros_like(latent_BKHW)
     inputs: list[Tensor] = []
     labels: list[Tensor] = []
     margins: list[Tensor] = []
+    for index, scale in enumerate(walk_scales(latent_BKHW, grids, flips if requantize else ())):
+        if index:
+            inputs.append(to_tokens(enlarge(scale.sum_BKHW, grids[index]), patchify))
+        labels.append(to_tokens((scale.residual_BKhw > 0).to(torch.uint8), patchify).bool())
+        margins.append(to_tokens(scale.residual_BKhw.abs(), patchify))
+    return TrainingTokens(torch.cat(inputs, dim=1), torch.cat(labels, dim=1), torch.cat(margins, dim=1))
+
+
+class Scale(NamedTuple):
+    """One scale of the quantizer's loop: the sum of codes before it, what that leaves over, and the bits it keeps."""
+
+    sum_BKHW: Tensor
+    residual_BKhw: Tensor
+    bits_BKhw: Tensor
+
+
+def walk_scales(latent_BKHW: Tensor, grids: Sequence[Grid], flips: Sequence[Tensor] = ()) -> Iterator[Scale]:
+    """The quantizer's loop from raw features; the first scales keep their bits flipped."""
+    sum_BKHW = torch.zeros_like(latent_BKHW)
     for index, grid in enumerate(grids):
         residual_BKhw = shrink(latent_BKHW - sum_BKHW, grid)
         bits_BKhw = residual_BKhw > 0
-        margins.append(to_tokens(residual_BKhw.abs(), patchify))
-        labels.append(to_tokens(bits_BKhw.to(torch.uint8), patchify).bool())
-        if index + 1 == len(grids):
-            break
-        kept_BKhw = bits_BKhw ^ flips[index] if requantize and index < len(flips) else bits_BKhw
-        sum_BKHW = sum_BKHW + enlarge(codes(kept_BKhw, latent_BKHW.dtype), grids[-1])
-        inputs.append(to_tokens(enlarge(sum_BKHW, grids[index + 1]), patchify))
-    return TrainingTokens(torch.cat(inputs, dim=1), torch.cat(labels, dim=1), torch.cat(margins, dim=1))
+        if index < len(flips):
+            bits_BKhw = bits_BKhw ^ flips[index]
+        yield Scale(sum_BKHW, residual_BKhw, bits_BKhw)
+        sum_BKHW = sum_BKHW + enlarge(codes(bits_BKhw, latent_BKHW.dtype), grids[-1])

@@ -10,9 +10,9 @@ from gesso.models.s3dit.config import S3DiTConfig
 from gesso.sampling.flow import EULER, STOCHASTIC
 from gesso.training.flow import FlowSettings, FlowTask
 from gesso.training.flow_networks import NetworkConfig
+from gesso.training.flow_on_policy import FlowOnPolicySettings, FlowOnPolicyTask
 from gesso.training.kl_autoencoder import KLAutoencoderSettings, KLAutoencoderTask
 from gesso.training.loop import LoopSettings
-from gesso.training.on_policy import OnPolicySettings, OnPolicyTask
 from gesso.training.recipes.recipe import Recipe
 
 LATENT_CHANNELS = 8
@@ -94,8 +94,8 @@ def _on_policy(
     loop = replace(base.loop, steps=3300, batch=36, learning_rate=1.2e-3, warmup=50, average_decay=0.998)
     return Recipe(
         name=name,
-        make=OnPolicyTask,
-        settings=OnPolicySettings(**given),
+        make=FlowOnPolicyTask,
+        settings=FlowOnPolicySettings(**given),
         loop=replace(loop, evaluate_every=825, checkpoint_every=240),
     )
 

@@ -1,6 +1,8 @@
-"""Recipes on the shapes world: the tokenizer, and the nano Infinity that ships in `zoo/`."""
+"""Recipes on the shapes world: the tokenizer, and the nano Infinity that ships in `zoo/`, in two turns."""
 
 from __future__ import annotations
+
+from dataclasses import fields, replace
 
 from gesso.models.infinity.autoencoder import AutoencoderConfig
 from gesso.models.infinity.scales import ScaleSchedule
@@ -8,6 +10,7 @@ from gesso.models.infinity.transformer import InfinityConfig
 from gesso.models.word_encoder import WordEncoderConfig
 from gesso.training.autoencoder import AutoencoderSettings, AutoencoderTask
 from gesso.training.infinity import InfinitySettings, InfinityTask
+from gesso.training.infinity_on_policy import InfinityOnPolicySettings, InfinityOnPolicyTask
 from gesso.training.loop import LoopSettings
 from gesso.training.recipes.recipe import Recipe
 from gesso.worlds.shapes import VOCABULARY
@@ -60,4 +63,22 @@ def infinity_nano() -> Recipe:
             compile=True,
             attention=("MATH",),
         ),
+    )
+
+
+def infinity_nano_on_policy() -> Recipe:
+    """`infinity_nano` goes on where its own bits lead it; an hour and a quarter on two cores, half a gigabyte.
+
+    The word encoder stays as it is: the other nano models read by it.
+    """
+    base = infinity_nano()
+    assert isinstance(base.settings, InfinitySettings)
+    given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}
+    given |= {"start_from": f"runs/{base.name}/export", "train_text": False, "score_prompts": 60}
+    loop = replace(base.loop, steps=5000, batch=16, learning_rate=6e-4, warmup=150, average_decay=0.998)
+    return Recipe(
+        name="infinity-nano-on-policy",
+        make=InfinityOnPolicyTask,
+        settings=InfinityOnPolicySettings(**given, guidances=(1.0, 2.0, 4.0)),
+        loop=replace(loop, evaluate_every=1000, checkpoint_every=240),
     )

@@ -18,11 +18,12 @@ from gesso.request import GenerationRequest
 from gesso.sampling.flow import linear_sigmas, static_shift
 from gesso.training import recipes
 from gesso.training.flow import quiet_norms
-from gesso.training.on_policy import OnPolicySettings, OnPolicyTask
+from gesso.training.flow_on_policy import FlowOnPolicySettings, FlowOnPolicyTask
 from gesso.training.painting import walk
 from gesso.training.pictures import first_seed
-from gesso.training.posterior import Posterior
+from gesso.training.posterior import expected_latents
 from gesso.training.recipes.recipe import Recipe
+from gesso.training.world_latents import WorldLatents
 from gesso.worlds import shapes
 from gesso.worlds.shapes import Claim, every
 from tests.unit.training.tiny_recipes import (
@@ -40,30 +41,21 @@ from tests.unit.training.tiny_recipes import (
 RED_STAR = Claim((("star", "red"),), size="large", background="blue")
 
 
-@pytest.fixture
-def small_world(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A training world of a few scenes, so that all of them are encoded in no time."""
-    numbers = every.training_numbers()[:60]
-    monkeypatch.setattr(every, "training_numbers", lambda: numbers)
-    monkeypatch.setattr(shapes, "training_scene", lambda seed: every.scene_at(int(numbers[seed % len(numbers)])))
-    return numbers.tolist()
-
-
 def recipe_of(family: str, autoencoder: Path, words: Path, **changes: object) -> Recipe:
     base = flow_recipe(NETWORKS[family], autoencoder, words)
     given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}  # type: ignore[arg-type]
     generation = (("steps", 4), ("guidance", 2.0), ("scheduler", "euler-stochastic"))
     given |= {"paint_prompts": 3, "paint_every": 2, "guidances": (0.0, 2.0), "generation": generation} | changes
     loop = tiny_loop(steps=4, evaluate_every=4, checkpoint_every=2)
-    return Recipe(name="tiny-on-policy", make=OnPolicyTask, settings=OnPolicySettings(**given), loop=loop)
+    return Recipe(name="tiny-on-policy", make=FlowOnPolicyTask, settings=FlowOnPolicySettings(**given), loop=loop)
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def world_of(numbers: list[int], side: int = 3) -> tuple[Posterior, Tensor]:
+def world_of(numbers: list[int], side: int = 3) -> tuple[WorldLatents, Tensor]:
     latents = torch.randn(len(numbers), 2, side, side, generator=torch.Generator().manual_seed(0)).half()
-    return Posterior(latents), latents.double()
+    return WorldLatents(latents), latents.double()
 
 
 def test_an_answer_is_the_mean_of_all_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +63,7 @@ def test_an_answer_is_the_mean_of_all_that_is_allowed(monkeypatch: pytest.Monkey
     numbers, shares = every.allowed(Claim((("star", "red"),), background="blue"))
     kept = numbers[::2]
     monkeypatch.setattr(every, "training_numbers", lambda: kept)
-    posterior, latents = world_of(kept.tolist())
+    world, latents = world_of(kept.tolist())
     noise = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1)).double()
     for sigma in (0.3, 0.6, 0.9, 0.99):
         noisy = (1 - sigma) * latents[4] + sigma * noise
@@ -79,12 +71,12 @@ def test_an_answer_is_the_mean_of_all_that_is_allowed(monkeypatch: pytest.Monkey
         weight = torch.softmax(torch.from_numpy(shares[::2]).log() + density, dim=0)
         wanted = (weight[:, None, None, None] * latents).sum(0)
         claims = [Claim((("star", "red"),), background="blue")]
-        (answer,) = posterior.mean(noisy[None].float(), torch.tensor([sigma]), claims)
+        (answer,) = expected_latents(world, noisy[None].float(), torch.tensor([sigma]), claims)
         torch.testing.assert_close(answer.double(), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_all_noise_says_nothing_and_little_noise_says_all(small_world: list[int]) -> None:
-    posterior, latents = world_of(small_world)
+    world, latents = world_of(small_world)
     claim, _ = shapes.stated(every.scene_at(small_world[7]), 3)
     everything = replace(claim, size=None)
     noise = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(2))
@@ -93,29 +85,29 @@ def test_all_noise_says_nothing_and_little_noise_says_all(small_world: list[int]
     weight = torch.from_numpy(shares[trained] / shares[trained].sum())
     rows = [small_world.index(int(numbers[index])) for index in trained]
     prior = (weight[:, None, None, None] * latents[rows]).sum(0)
-    blind = posterior.mean(noise, torch.tensor([1.0]), [everything])[0]
+    blind = expected_latents(world, noise, torch.tensor([1.0]), [everything])[0]
     torch.testing.assert_close(blind.double(), prior, atol=1e-5, rtol=1e-5)
-    clean = posterior.latents([every.scene_at(small_world[7])])
-    seen = posterior.mean(torch.lerp(clean, noise, 0.02), torch.tensor([0.02]), [everything])
+    clean = world.of([every.scene_at(small_world[7])])
+    seen = expected_latents(world, torch.lerp(clean, noise, 0.02), torch.tensor([0.02]), [everything])
     torch.testing.assert_close(seen, clean)
 
 
 def test_between_two_pictures_the_answer_is_one_of_them(small_world: list[int]) -> None:
     """What no true picture leads to: the mixture of two, with little noise, is answered by the nearer."""
-    posterior, latents = world_of(small_world)
+    world, latents = world_of(small_world)
     claim = replace(shapes.stated(every.scene_at(small_world[0]), 0)[0], size=None)
     numbers = [number for number in every.allowed(claim)[0].tolist() if number in small_world]
     one, other = (latents[small_world.index(number)].float() for number in numbers[:2])
-    answer = posterior.mean((0.6 * one + 0.4 * other)[None] * 0.9, torch.tensor([0.1]), [claim])
+    answer = expected_latents(world, (0.6 * one + 0.4 * other)[None] * 0.9, torch.tensor([0.1]), [claim])
     torch.testing.assert_close(answer[0], one, atol=1e-3, rtol=0)
 
 
 # ---- ways -----------------------------------------------------------------------------------------------------------
 
 
-def task_of(recipe: Recipe, folder: Path) -> OnPolicyTask:
+def task_of(recipe: Recipe, folder: Path) -> FlowOnPolicyTask:
     task = recipe.task()
-    assert isinstance(task, OnPolicyTask)
+    assert isinstance(task, FlowOnPolicyTask)
     task.prepare(folder, lambda made: None)
     return task
 
@@ -164,7 +156,7 @@ def latent_of(state: object) -> Tensor:
 def test_every_scheduler_meets_every_guidance(kl_autoencoder_run: Path, words: Path) -> None:
     recipe = recipe_of("z-image", kl_autoencoder_run / "export", words, schedulers=("euler", "euler-stochastic"))
     task = recipe.task()
-    assert isinstance(task, OnPolicyTask)
+    assert isinstance(task, FlowOnPolicyTask)
     asked = [task._request("-", 0, round_) for round_ in range(5)]
     assert [(one.scheduler, one.guidance) for one in asked] == [
         ("euler", 0.0),
@@ -180,8 +172,8 @@ def test_a_network_that_answers_as_the_world_has_nothing_to_learn(
 ) -> None:
     """The target is the velocity towards the answer, of true latents and of own ones."""
     task = task_of(recipe_of("z-image", kl_autoencoder_run / "export", words, paint_prompts=4), tmp_path)
-    posterior = task._posterior
-    assert posterior is not None
+    world = task._world
+    assert world is not None
     seen: list[Tensor] = []
 
     def ideal(noisy: Tensor, sigma_B: Tensor, features: Tensor, real: Tensor) -> Tensor:
@@ -189,7 +181,7 @@ def test_a_network_that_answers_as_the_world_has_nothing_to_learn(
         assert torch.equal(noisy, torch.stack([place.latent_Chw for place in places]))
         claims = [place.claim for place in places]
         seen.append(noisy)
-        return (noisy - posterior.mean(noisy, sigma_B, claims)) / sigma_B[:, None, None, None]
+        return (noisy - expected_latents(world, noisy, sigma_B, claims)) / sigma_B[:, None, None, None]
 
     task._own = task._walk(0)
     monkeypatch.setattr(task.network.velocity, "forward", ideal)
@@ -229,10 +221,10 @@ def test_latents_are_those_of_the_pictures(
 ) -> None:
     task = task_of(recipe_of("flux", kl_autoencoder_run / "export", words), tmp_path)
     scenes = [every.scene_at(small_world[index]) for index in (0, 31, 59)]
-    assert task._posterior is not None
+    assert task._world is not None
     pixels = torch.from_numpy(shapes.draw(scenes, 32)).movedim(-1, 1).float() / 127.5 - 1
     wanted = encode(task.autoencoder, pixels)
-    torch.testing.assert_close(task._posterior.latents(scenes), wanted, atol=0.1, rtol=0)  # bfloat16
+    torch.testing.assert_close(task._world.of(scenes), wanted, atol=0.1, rtol=0)  # bfloat16
 
 
 @pytest.mark.parametrize(
@@ -283,7 +275,7 @@ def test_checkpoints_lie_where_it_resumes_exactly(
 def test_the_recipes_resume_exactly_and_learn_at_each_place_once(name: str) -> None:
     recipe = recipes.load(name)
     settings = recipe.settings
-    assert isinstance(settings, OnPolicySettings)
+    assert isinstance(settings, FlowOnPolicySettings)
     assert recipe.loop.checkpoint_every % settings.paint_every == 0
     sigmas_N = static_shift(linear_sigmas(dict(settings.generation)["steps"]), settings.sampling_shift)  # type: ignore[arg-type]
     learned = int(((sigmas_N >= settings.least_sigma) & (sigmas_N < 1)).sum())

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gesso.devices import CPU
 from gesso.errors import RequestError
 from gesso.models import flux_network
 from gesso.models.kl_autoencoder import encode
@@ -28,20 +27,18 @@ from gesso.pipelines.flux_state import FluxState
 from gesso.pipelines.z_image_state import ZImageState
 from gesso.request import GenerationRequest, parse_request
 from gesso.training.flow import FlowSettings, FlowTask, quiet_norms
-from gesso.training.painting import walk
-from gesso.training.pictures import first_seed
-from gesso.training.posterior import EveryScene, Posterior
+from gesso.training.painting import at_rest, walk
+from gesso.training.pictures import PAINTED_FROM, first_seed, stated_scenes
+from gesso.training.posterior import expected_latents
 from gesso.training.settings import check
-from gesso.worlds import shapes
-from gesso.worlds.shapes import Claim, Scene
+from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
+from gesso.worlds.shapes import Claim
 
-_LARGEST_SIDE = 128  # pixels: 4 GB
 _LEAST_SIGMA = 0.02  # of a true latent: velocities divide by it
-_PAINTED_FROM = 1 << 32  # above a run's scenes of true latents are those whose captions are painted
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicySettings(FlowSettings):
+class FlowOnPolicySettings(FlowSettings):
     """What `FlowSettings` says, and how the network's own way is walked.
 
     Every `paint_every` steps `paint_prompts` captions are painted with the next one of `guidances`, in the model's own
@@ -62,7 +59,7 @@ class OnPolicySettings(FlowSettings):
         check("paint_prompts", self.paint_prompts, 1 <= self.paint_prompts <= 4096, "from 1 to 4096")
         check("paint_every", self.paint_every, 1 <= self.paint_every <= 4096, "from 1 to 4096")
         check("precompute", self.precompute, self.precompute == 0, "0: the whole world is stored")
-        check("side", self.side, self.side <= _LARGEST_SIDE, f"at most {_LARGEST_SIDE}: the whole world is in memory")
+        check("side", self.side, self.side <= LARGEST_SIDE, f"at most {LARGEST_SIDE}: the whole world is in memory")
         check("guidances", self.guidances, bool(self.guidances), "at least one number")
         check("least_sigma", self.least_sigma, 0 < self.least_sigma < 1, "above 0 and below 1")
 
@@ -76,14 +73,14 @@ class Place(NamedTuple):
     caption: str
 
 
-class OnPolicyTask(FlowTask):
+class FlowOnPolicyTask(FlowTask):
     """Predict the velocity towards what the world expects, on noisy true latents and on the network's own."""
 
-    settings: OnPolicySettings
+    settings: FlowOnPolicySettings
 
-    def __init__(self, settings: OnPolicySettings, batch: int, seed: int) -> None:
+    def __init__(self, settings: FlowOnPolicySettings, batch: int, seed: int) -> None:
         super().__init__(settings, batch, seed)
-        self._posterior: Posterior | None = None
+        self._world: WorldLatents | None = None
         self._own: list[Place] = []
         pipeline = self._pipeline()
         for round_ in range(len(settings.guidances) * max(len(settings.schedulers), 1)):  # told now, not while painting
@@ -103,8 +100,7 @@ class OnPolicyTask(FlowTask):
             side=self.settings.side,
             identity=self.encoding.identity,
         )
-        with torch.autocast(CPU, torch.bfloat16):
-            self._posterior = Posterior.of_world(folder, scenes, report)
+        self._world = WorldLatents.stored(folder, scenes, report)
 
     def _check_way(self, pipeline: Pipeline, request: GenerationRequest) -> None:
         """Whether some step of painting begins where it is learned from. Raises RequestError."""
@@ -131,22 +127,22 @@ class OnPolicyTask(FlowTask):
         What is hidden from the network the answer may know: its expectation over that is what the network learns.
         On its own way nothing may be hidden, for there no true picture says what it would have been.
         """
-        assert self._posterior is not None
+        assert self._world is not None
         noisy_BChw = torch.stack([place.latent_Chw for place in places])
         sigma_B = torch.tensor([place.sigma for place in places])
         ids_BT = self.encoding.token_ids([place.caption for place in places])
         if spoiling is not None:
             ids_BT = self._spoilt(ids_BT, spoiling)
-        clean_BChw = self._posterior.mean(noisy_BChw, sigma_B, [place.claim for place in places])
+        clean_BChw = expected_latents(self._world, noisy_BChw, sigma_B, [place.claim for place in places])
         velocity_BChw = (noisy_BChw - clean_BChw) / sigma_B[:, None, None, None]
         return self._velocity_errors(noisy_BChw, sigma_B, ids_BT, velocity_BChw).mean()
 
     def _true_places(self, step: int, generator: torch.Generator) -> list[Place]:
         """Noisy latents of this step's scenes."""
-        assert self._posterior is not None
-        scenes, stated = _scenes(first_seed(step, self.batch, self.seed), self.batch)
+        assert self._world is not None
+        scenes, stated = stated_scenes(first_seed(step, self.batch, self.seed), self.batch)
         sigma_B = self._sigmas(self.batch, generator).clamp(min=_LEAST_SIGMA)
-        clean_BChw = self._posterior.latents(scenes)
+        clean_BChw = self._world.of(scenes)
         noise_BChw = torch.randn(clean_BChw.shape, generator=generator)
         noisy_BChw = torch.lerp(clean_BChw, noise_BChw, sigma_B[:, None, None, None])
         rows = zip(noisy_BChw, sigma_B.tolist(), stated, strict=True)
@@ -162,21 +158,15 @@ class OnPolicyTask(FlowTask):
     def _walk(self, step: int) -> list[Place]:
         """Paint captions as the model does, and keep where each step began, in an order by lot."""
         settings, round_ = self.settings, step // self.settings.paint_every
-        first = first_seed(round_, settings.paint_prompts, self.seed) + _PAINTED_FROM
-        _, stated = _scenes(first, settings.paint_prompts)
+        first = first_seed(round_, settings.paint_prompts, self.seed) + PAINTED_FROM
+        _, stated = stated_scenes(first, settings.paint_prompts)
         requests = [self._request(caption, seed, round_) for seed, (_, caption) in enumerate(stated, first)]
         places: list[Place] = []
-        self.network.eval()
-        # Eagerly, for batches have other sizes than in training; and without autocast's cache, where weights cast in
-        # inference would be found by the loss.
-        precision, kind = torch.is_autocast_enabled(CPU), torch.get_autocast_dtype(CPU)
-        autocast = torch.autocast(CPU, kind, precision, cache_enabled=False)
-        with torch.compiler.set_stance("force_eager"), autocast, quiet_norms():
+        with at_rest(self.network), quiet_norms():
             for at, states in enumerate(walk(self._pipeline(), requests)):
                 if self._learns_at(sigma := _sigmas_of(states[0])[at]):
                     both = zip(states, stated, strict=True)
                     places += [Place(_latent_of(state).float().clone(), sigma, *text) for state, text in both]
-        self.network.train()
         random.Random(step).shuffle(places)
         return places
 
@@ -186,12 +176,6 @@ class OnPolicyTask(FlowTask):
         rounds, turn = divmod(round_, len(guidances))
         asked = {"prompt": caption, "seed": seed, "guidance": guidances[turn]}
         return parse_request(asked | ({"scheduler": schedulers[rounds % len(schedulers)]} if schedulers else {}))
-
-
-def _scenes(first: int, count: int) -> tuple[list[Scene], list[tuple[Claim, str]]]:
-    """Training scenes of consecutive seeds, and what a caption states of each."""
-    scenes = [shapes.training_scene(seed) for seed in range(first, first + count)]
-    return scenes, [shapes.stated(scene, seed) for seed, scene in enumerate(scenes, first)]
 
 
 def _sigmas_of(state: State) -> list[float]:

@@ -1,0 +1,254 @@
+"""Training Infinity on its own way: the world's answers against sums written down, where ways lead, whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gesso.errors import RequestError
+from gesso.models.infinity.correction import draw_flips, training_tokens, walk_scales
+from gesso.models.infinity.quantizer import codes, enlarge, quantize, shrink, to_tokens
+from gesso.request import GenerationRequest
+from gesso.training import recipes
+from gesso.training.infinity_loss import divergence, token_losses
+from gesso.training.infinity_on_policy import InfinityOnPolicySettings, InfinityOnPolicyTask
+from gesso.training.painting import at_rest, walk
+from gesso.training.pictures import first_seed
+from gesso.training.posterior import expected_bits
+from gesso.training.recipes.recipe import Recipe
+from gesso.training.world_latents import WorldLatents
+from gesso.worlds import shapes
+from gesso.worlds.shapes import Claim, every
+from tests.unit.training.tiny_recipes import (
+    exported,
+    infinity_recipe,
+    log_of,
+    same,
+    state_of,
+    stop_at,
+    tiny_loop,
+    train,
+)
+
+GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (4, 4))
+
+
+def recipe_of(tokenizer: Path, model: Path, **changes: object) -> Recipe:
+    base = infinity_recipe(tokenizer / "export")
+    given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}  # type: ignore[arg-type]
+    given |= {"start_from": str(model / "export"), "train_text": False, "weigh_margins": True}
+    given |= {"paint_every": 2, "guidances": (1.0, 2.0)} | changes
+    loop = tiny_loop(steps=4, evaluate_every=4, checkpoint_every=2)
+    return Recipe(
+        name="tiny-on-policy", make=InfinityOnPolicyTask, settings=InfinityOnPolicySettings(**given), loop=loop
+    )
+
+
+def task_of(recipe: Recipe, folder: Path) -> InfinityOnPolicyTask:
+    task = recipe.task()
+    assert isinstance(task, InfinityOnPolicyTask)
+    task.prepare(folder, lambda made: None)
+    return task
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def world_of(count: int) -> tuple[WorldLatents, Tensor]:
+    latents = torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    return WorldLatents(latents), latents.float()
+
+
+def test_answers_are_those_of_all_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the definition, one scene at a time in float64, on a way of wrong bits."""
+    claim = Claim((("star", "red"),), background="blue")
+    numbers, shares = every.allowed(claim)
+    kept = numbers[::2]
+    monkeypatch.setattr(every, "training_numbers", lambda: kept)
+    world, latents = world_of(len(kept))
+    flips = draw_flips(latents[3:4], GRIDS, strength=0.3, scales=5, generator=torch.Generator().manual_seed(1))
+    way = list(walk_scales(latents[3:4], GRIDS, flips))
+    sums, bits = [scale.sum_BKHW[0] for scale in way], [scale.bits_BKhw[0] for scale in way]
+    weights = torch.from_numpy(shares[::2]).double()
+    for index, answer in enumerate(expected_bits(world, sums, bits, GRIDS, claim)):
+        ones, margins = torch.zeros_like(answer.chance_khw).double(), torch.zeros_like(answer.chance_khw).double()
+        for weight, latent in zip(weights / weights.sum(), latents, strict=True):
+            residual = shrink((latent - sums[index])[None], GRIDS[index])[0].double()
+            ones += weight * residual.clamp(min=0)
+            margins += weight * residual.abs()
+        torch.testing.assert_close(answer.margin_khw.double(), margins, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(answer.chance_khw.double(), ones / margins, atol=1e-4, rtol=1e-3)
+        for scene, latent in enumerate(latents):
+            residual = shrink((latent - sums[index])[None], GRIDS[index])[0].double()
+            right = torch.sigmoid(torch.where(bits[index], residual, -residual) / 0.1)
+            weights[scene] *= (0.03 + 0.94 * right).prod()
+
+
+def test_what_can_be_one_scene_only_is_answered_by_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the answer is what self-correction teaches: labels and margins of `training_tokens`."""
+    claim, _ = shapes.stated(every.scene_at(int(every.training_numbers()[0])), 0)
+    numbers = every.allowed(claim)[0][:1]
+    monkeypatch.setattr(every, "training_numbers", lambda: numbers)
+    world, latents = world_of(1)
+    flips = draw_flips(latents, GRIDS, strength=0.3, scales=4, generator=torch.Generator().manual_seed(1))
+    way = list(walk_scales(latents, GRIDS, flips))
+    answers = list(expected_bits(world, [s.sum_BKHW[0] for s in way], [s.bits_BKhw[0] for s in way], GRIDS, claim))
+    tokens = training_tokens(latents, GRIDS, flips)
+    chances = torch.cat([to_tokens(answer.chance_khw[None], False) for answer in answers], dim=1)
+    margins = torch.cat([to_tokens(answer.margin_khw[None], False) for answer in answers], dim=1)
+    assert torch.equal(chances, tokens.labels_BLK.float())
+    torch.testing.assert_close(margins, tokens.margins_BLK)
+
+
+def test_between_two_scenes_the_nearer_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bits by lot do not teach: scales that agree on a mixture are mended towards one scene."""
+    claim = Claim((("star", "red"),), background="blue")
+    numbers = every.allowed(claim)[0][:2]
+    monkeypatch.setattr(every, "training_numbers", lambda: numbers)
+    world, (one, other) = world_of(2)
+    mixture = quantize((0.6 * one + 0.4 * other)[None], GRIDS)
+    way = list(walk_scales((0.6 * one + 0.4 * other)[None], GRIDS))
+    *_, last = expected_bits(world, [s.sum_BKHW[0] for s in way], [bits[0] for bits in mixture.bits], GRIDS, claim)
+    wanted = one - way[-1].sum_BKHW[0] > 0
+    assert torch.equal(last.chance_khw > 0.5, wanted) and float((last.chance_khw - 0.5).abs().min()) > 0.49
+
+
+def test_divergence_is_none_where_chances_are_met() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chances, weights = torch.rand(2, 7, 3, generator=generator), torch.rand(2, 7, 3, generator=generator)
+    chances[0, 0], weights_L = torch.tensor([0.0, 1.0, 0.5]), torch.softmax(torch.arange(7.0), dim=0)
+    logits = logits_of(chances)
+    none = divergence(logits, chances, weights_L, weights)
+    torch.testing.assert_close(none, torch.zeros(2), atol=1e-6, rtol=0)
+    sure = chances.round()
+    torch.testing.assert_close(
+        divergence(logits, sure, weights_L, weights), (token_losses(logits, sure, weights) * weights_L).sum(-1)
+    )
+
+
+def logits_of(chances_BLK: Tensor) -> Tensor:
+    """Logits `[B,L,2K]` of a network that answers with these chances."""
+    one_BLK = torch.logit(chances_BLK.double(), eps=1e-12).float()
+    return torch.stack([torch.zeros_like(one_BLK), one_BLK], dim=-1).flatten(-2)
+
+
+# ---- ways -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_ways_are_those_of_the_pipeline(
+    autocast: bool, tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    """Bits are what each step added, sums what the next one sees; each with its caption and what that claims."""
+    task = task_of(recipe_of(tokenizer_run, infinity_run), tmp_path)
+    first = first_seed(1, 4, 0) + 2**32  # of round 1, which is guided
+    stated = [shapes.stated(shapes.training_scene(seed), seed) for seed in range(first, first + 4)]
+    with torch.autocast("cpu", torch.bfloat16, autocast):
+        ways = task._walk(2)
+        requests = [
+            GenerationRequest(prompt=caption, seed=seed, guidance=2.0)
+            for seed, (_, caption) in enumerate(stated, first)
+        ]
+        with at_rest(task.network):
+            *_, states = walk(task._pipeline(), requests)
+    painted = {way.caption: way for way in ways}
+    assert len(ways) == 4 and task.network.training
+    for (claim, caption), state in zip(stated, states, strict=True):
+        way = painted[caption]
+        assert way.claim == claim and len(way.sums) == len(way.bits) == len(task.grids)
+        assert not any(part.is_inference() for part in (*way.sums, *way.bits))
+        total = torch.zeros_like(way.sums[0])
+        for sum_kHW, bits_khw in zip(way.sums, way.bits, strict=True):
+            assert torch.equal(sum_kHW, total)
+            total = total + enlarge(codes(bits_khw[None]), task.grids[-1])[0]
+        if not autocast:
+            assert torch.equal(total, state.sum_kHW)  # type: ignore[attr-defined]
+
+
+def test_every_way_is_used_before_the_next_is_walked(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    task = task_of(recipe_of(tokenizer_run, infinity_run), tmp_path)
+    steps = [task._own_ways(step) for step in range(4)]
+    assert [len(ways) for ways in steps] == [2, 2, 2, 2]
+    first, second = ({id(way) for step in pair for way in step} for pair in (steps[:2], steps[2:]))
+    assert len(first) == len(second) == 4 and not first & second
+
+
+def test_a_network_that_answers_as_the_world_has_nothing_to_learn(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is the world's answer, on true ways and own ones; only captions of true ways are spoilt."""
+    recipe = recipe_of(tokenizer_run, infinity_run, unknown_share=1.0, condition_drop=1.0)
+    task = task_of(recipe, tmp_path)
+    task._own = task._walk(0)
+    own = task._own[2:]
+    seen: list[Tensor] = []
+
+    def ideal(ids_BT: Tensor, dropped_B: Tensor, inputs_BLK: Tensor, layout: object) -> Tensor:
+        ways = task._true_ways(1, torch.Generator().manual_seed(1)) + own
+        assert dropped_B.tolist() == [True, True, False, False]
+        assert torch.equal(ids_BT[2:], task._ids([way.caption for way in own], None))
+        assert not torch.equal(ids_BT[:2], task._ids([way.caption for way in ways[:2]], None))
+        assert torch.equal(inputs_BLK, torch.stack([task._inputs(way) for way in ways]))
+        seen.append(inputs_BLK)
+        return logits_of(torch.stack([task._answers(way)[0] for way in ways]))
+
+    monkeypatch.setattr(task.network, "forward", ideal)
+    loss, figures = task.loss(1)
+    assert abs(float(loss)) + abs(float(figures["true"])) + abs(float(figures["own"])) < 1e-5 and len(seen) == 1
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    recipe = recipe_of(tokenizer_run, infinity_run, score_prompts=2)
+    train(recipe, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "two", report=stop_at(3))
+    train(recipe, tmp_path / "two", resume=True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert same(state_of(one), state_of(two)) and log_of(one) == log_of(two) and exported(one) == exported(two)
+    assert {"true", "own"} <= set(log_of(one)[0]) and "evaluation/score" in log_of(one)[-1]
+    words, transformer = (
+        [load_file(run / "export" / f"{part}.safetensors") for run in (infinity_run, one)]
+        for part in ("text", "transformer")
+    )
+    assert all(torch.equal(words[0][name], words[1][name]) for name in words[0])  # the word encoder stays
+    assert any(not torch.equal(transformer[0][name], transformer[1][name]) for name in transformer[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"paint_every": "0"}, "paint_every"),
+        ({"guidances": "[]"}, "guidances"),
+        ({"score_prompts": "-1"}, "score_prompts"),
+        ({"side": "256"}, "side"),
+        ({"start_from": ""}, "train_text"),
+    ],
+)
+def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
+    with pytest.raises(RequestError, match=field):
+        recipes.override(recipes.load("infinity-nano-on-policy"), values)
+
+
+@pytest.mark.parametrize("guidance", [-1.0, float("nan")])
+def test_what_the_model_cannot_paint_is_told_at_once(guidance: float, tokenizer_run: Path, infinity_run: Path) -> None:
+    recipe = recipe_of(tokenizer_run, infinity_run, guidances=(1.0, guidance))
+    with pytest.raises(RequestError, match="guidance"):
+        recipe.task()
+
+
+def test_the_recipe_resumes_exactly() -> None:
+    recipe = recipes.load("infinity-nano-on-policy")
+    assert isinstance(recipe.settings, InfinityOnPolicySettings)
+    assert recipe.loop.checkpoint_every % recipe.settings.paint_every == 0
