@@ -169,7 +169,7 @@ class AdapterStore:
 
     def _known(self, source: Source, wishes: Wishes) -> Origin | None:
         """What is noted of a source, where that may be used."""
-        if source.site == "huggingface" and source.file and Path(source.shown).is_file():
+        if source.site == "huggingface" and source.file and _is_file(source.shown):
             way_out = f"write ./{source.shown} for the file here, hf:{source.shown} for the repository"
             raise RequestError("source", source.shown, "one thing: it is a file here, too", way_out)
         known = self._index.origin(wishes.key(source))
@@ -194,7 +194,8 @@ class AdapterStore:
         if found:
             several = ", ".join(each.sha256[:12] for each in found)
             raise RequestError("adapter", shown, "one adapter", f"name one by its digits: {several}")
-        raise RequestError("adapter", shown, "an adapter that is here", f"gesso lora list shows {len(here)}")
+        way_out = f"write ./{shown} for the file here" if _is_file(shown) else f"gesso lora list shows {len(here)}"
+        raise RequestError("adapter", shown, "an adapter that is here", way_out)
 
     def remove(self, adapter: Adapter) -> int:
         """Remove one and what is known of it; returns the bytes freed. Raises FileError."""
@@ -287,6 +288,14 @@ def checked_file(path: Path) -> Adapter:
         raise _no_such_file(path)
     check(path)
     return Adapter(path=path, sha256=digests.sha256(path), size=path.stat().st_size)
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name that need not be a path is that of a file here."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # longer than names may be, or with a zero byte
+        return False
 
 
 def _no_such_file(path: Path) -> FileError:

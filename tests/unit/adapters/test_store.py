@@ -406,6 +406,21 @@ def test_damaged_records_and_lost_files_are_as_if_they_were_not(site: Site, tmp_
     assert have(f"{site.address}/a.safetensors").outcome == "fetched"
 
 
+def test_a_file_here_that_reads_like_a_repository_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "runs/mine/export/adapter.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    store, name = AdapterStore(), "runs/mine/export/adapter.safetensors"
+    for source in (name, parse(name)):
+        with pytest.raises(RequestError, match=r"write \./runs/mine/export/adapter\.safetensors for the file here"):
+            store.find(source)
+    with pytest.raises(RequestError, match="gesso lora list shows 0"):
+        store.find("x" * 5000)
+
+
 def test_finding_and_removing(site: Site) -> None:
     store, source = AdapterStore(), parse(f"{site.address}/a.safetensors")
     store.ensure(source)
