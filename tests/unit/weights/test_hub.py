@@ -2,119 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import random
 import resource
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from gesso.errors import FileError, GessoError, MissingError, RequestError, RunError
-from gesso.weights import catalogue, hub, hub_transfer, manifest
-from gesso.weights.hub import Pulled
+from gesso.errors import FileError, MissingError, RequestError, RunError
+from gesso.weights import catalogue, hub, manifest
 from gesso.weights.hub_clients import HubName
-from tests.hub_server import COMMIT, Hub, served, wait_until
-from tests.unit.cli.running import call, spawn
+from tests.hub_server import COMMIT, Hub, served
+from tests.unit.weights.pulling import (
+    HUBS,
+    LARGE,
+    MODEL,
+    REPOSITORY,
+    SIZE,
+    Silent,
+    expected,
+    files,
+    folder,
+    grown,
+    pull,
+    refusal,
+    repository,
+)
 
-MODEL = "z-image-turbo"
-REPOSITORY = "Tongyi-MAI/Z-Image-Turbo"
-LARGE = "transformer/diffusion_pytorch_model.safetensors"
-SIZE = 600_000
-HUBS: tuple[HubName, ...] = ("huggingface", "modelscope")
-
-
-class Silent:
-    """A watcher that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.begun: tuple[int, int] | None = None
-        self.moves: list[int] = []
-        self.waited = threading.Event()
-
-    def begin(self, total: int, here: int) -> None:
-        self.begun = (total, here)
-
-    def move(self, here: int) -> None:
-        self.moves.append(here)
-
-    def wait(self) -> None:
-        self.waited.set()
-
-
-def repository() -> dict[str, bytes]:
-    """A model in diffusers' layout as small as can be, with files that are not to be fetched."""
-    content = random.Random(7)
-    files = {f"{part}/config.json": b'{"a": 1}' for part in ("vae", "text_encoder", "tokenizer", "scheduler")}
-    return {
-        "model_index.json": b'{"_class_name": "ZImagePipeline"}',
-        **files,
-        LARGE: content.randbytes(SIZE),
-        "vae/diffusion_pytorch_model.safetensors": content.randbytes(50_000),
-        "tokenizer/merges.txt": b"",
-        "README.md": b"no",
-        "vae/run.py": b"no",
-        "vae/model.bin": b"no",
-        "whole.safetensors": b"the same weights once more",
-    }
-
-
-@pytest.fixture(autouse=True)
-def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "GESSO_HF_TOKEN", "GESSO_MODELSCOPE_TOKEN")
-    for name in ("GESSO_OFFLINE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", *tokens):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GESSO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setattr(hub_transfer, "_PAUSE", 0.01)
-
-
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """One server that both clients are pointed at."""
-    with served(Hub({REPOSITORY: repository()})) as serving:
-        monkeypatch.setenv("HF_ENDPOINT", serving.address)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", serving.address)
-        yield serving
-
-
-def pull(
-    origin: HubName = "huggingface", revision: str | None = None, watcher: Silent | None = None, name: str = MODEL
-) -> Pulled:
-    return hub.pull(
-        catalogue.find(name), origin=origin, revisions=[revision] if revision else (), watcher=watcher or Silent()
-    )
-
-
-def folder() -> Path:
-    return catalogue.find(MODEL).folder
-
-
-def files() -> dict[str, bytes]:
-    """What lies in the model's folder under its own names."""
-    found = {path.relative_to(folder()).as_posix(): path for path in folder().rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(manifest.UNFINISHED)}
-
-
-def expected() -> dict[str, bytes]:
-    unwanted = ("README.md", "vae/run.py", "vae/model.bin", "whole.safetensors")
-    return {name: content for name, content in repository().items() if name not in unwanted}
-
-
-def refusal(kind: type[GessoError], **options: object) -> str:
-    """The one line of an error of exactly this kind."""
-    with pytest.raises(kind) as caught:
-        pull(**options)  # type: ignore[arg-type]
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+pytestmark = pytest.mark.usefixtures("own_place")
 
 
 @pytest.mark.parametrize("origin", HUBS)
@@ -337,94 +251,3 @@ def test_a_revision_is_that_of_a_repository(loopback: Hub) -> None:
     (home / "models.toml").write_text(entry % "none")
     with pytest.raises(RequestError, match="revision"):
         pull(name="tuned")
-
-
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_a_pull_that_is_ended_is_finished_by_the_next(loopback: Hub, tmp_path: Path, ending: signal.Signals) -> None:
-    loopback.pause = 0.1
-    process = spawn("models", "pull", MODEL, folder=tmp_path)
-    wait_until(lambda: grown() > 200_000)
-    before = time.monotonic()
-    process.send_signal(ending)
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - before < 10
-    assert out == ""
-    if ending == signal.SIGINT:
-        assert process.returncode == 130
-        assert "what has come is kept" in err
-        assert "Traceback" not in err
-    assert LARGE not in files()
-    kept, loopback.pause = grown(), 0.0
-    wait_until(lambda: any(LARGE in asked.path for asked in loopback.asked))  # the hub has seen that nobody listens
-    already = loopback.sent(LARGE)
-    assert kept > 200_000
-    pull()
-    assert loopback.sent(LARGE) - already == SIZE - kept
-    assert files()[LARGE] == expected()[LARGE]
-
-
-def grown() -> int:
-    """Bytes of the largest file that is being fetched; a small one may be done while it is looked at."""
-    sizes = [0]
-    for path in folder().glob(f"{manifest.UNFINISHED}/*.part"):
-        with suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return max(sizes)
-
-
-def test_two_pulls_at_once(loopback: Hub) -> None:
-    loopback.pause = 0.02
-    results: list[Pulled] = []
-    second = Silent()
-    threads = [threading.Thread(target=lambda: results.append(pull()))]
-    threads.append(threading.Thread(target=lambda: results.append(pull(watcher=second))))
-    threads[0].start()
-    wait_until(lambda: grown() > 0)
-    threads[1].start()
-    wait_until(second.waited.is_set)
-    with pytest.raises(RunError, match="is being pulled"):
-        hub.remove(catalogue.find(MODEL))
-    for thread in threads:
-        thread.join()
-    assert sorted(pulled.fetched > 0 for pulled in results) == [False, True]
-    assert loopback.sent(LARGE) == SIZE
-    assert files()[LARGE] == expected()[LARGE]
-
-
-def test_removing(loopback: Hub, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="is not here"):
-        hub.removable(catalogue.find(MODEL))
-    pull()
-    size = sum(map(len, files().values()))
-    assert hub.remove(catalogue.find(MODEL)) == size
-    assert not folder().exists()
-    with pytest.raises(RequestError, match="ships with gesso"):
-        hub.remove(catalogue.find("infinity-nano"))
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "mine").write_text("mine")
-    folder().symlink_to(outside)
-    for refused in (lambda: hub.remove(catalogue.find(MODEL)), pull):
-        with pytest.raises(FileError):
-            refused()
-    assert (outside / "mine").read_text() == "mine"
-
-
-def test_by_the_command_line(capsys: pytest.CaptureFixture[str], loopback: Hub) -> None:
-    outcome = call(capsys, "generate", "a star", "--model", MODEL)
-    assert outcome.status == 3
-    assert outcome.error.endswith(f"get it with: gesso models pull {MODEL}")
-    outcome = call(capsys, "models", "pull", MODEL, "--json")
-    assert (outcome.status, outcome.err) == (0, "")
-    line = json.loads(outcome.out)
-    assert (line["name"], line["from"], line["files"]) == (MODEL, "huggingface", len(expected()))
-    again = call(capsys, "models", "pull", MODEL, "--from", "modelscope")
-    assert "all whole" in again.out
-    assert again.err.splitlines()[-1] == f"{MODEL}: 1 MB"
-    assert "all whole" in call(capsys, "models", "verify", MODEL).out
-    (folder() / LARGE).write_bytes(bytes(SIZE))
-    assert call(capsys, "models", "verify", MODEL).out == f"altered: {LARGE}\n"
-    assert "--yes would remove" in call(capsys, "models", "remove", MODEL).error
-    assert folder().is_dir()
-    assert "0.7 MB freed" in call(capsys, "models", "remove", MODEL, "--yes").out
-    assert not folder().exists()
