@@ -28,7 +28,7 @@ from gesso.pipelines.z_image_state import ZImageState
 from gesso.request import GenerationRequest, parse_request
 from gesso.training.flow import FlowSettings, FlowTask, quiet_norms
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, stated_scenes
+from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, stated_scenes
 from gesso.training.posterior import expected_latents
 from gesso.training.settings import check
 from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
@@ -160,7 +160,8 @@ class FlowOnPolicyTask(FlowTask):
         settings, round_ = self.settings, step // self.settings.paint_every
         first = first_seed(round_, settings.paint_prompts, self.seed) + PAINTED_FROM
         _, stated = stated_scenes(first, settings.paint_prompts)
-        requests = [self._request(caption, seed, round_) for seed, (_, caption) in enumerate(stated, first)]
+        seeds = picture_seeds(first, settings.paint_prompts)
+        requests = [self._request(caption, seed, round_) for seed, (_, caption) in zip(seeds, stated, strict=True)]
         places: list[Place] = []
         with at_rest(self.network), quiet_norms():
             for at, states in enumerate(walk(self._pipeline(), requests)):

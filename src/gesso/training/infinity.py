@@ -128,7 +128,8 @@ class InfinityTask:
     def evaluate(self) -> dict[str, float]:
         """Loss and bit accuracy on held-out scenes without flips, over all and by scale."""
         image, captions = held_out_scenes(self.settings.held_out, self.settings.side)
-        tokens = training_tokens(self.tokenizer.encode(image).float(), self.grids)
+        latent = self.tokenizer.encode(image).float()
+        tokens = training_tokens(latent, self.grids, patchify=self.settings.network.patchify)
         ids_BT = self.network.text.token_ids(captions)
         dropped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
         logits = self.network(ids_BT, dropped_B, tokens.inputs_BLK, self.layout)

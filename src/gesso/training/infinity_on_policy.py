@@ -5,14 +5,15 @@ mixture of pictures. Here it paints captions by its own pipeline, and learns at 
 asks for there (`posterior`); and as much on the way of true pictures with flipped bits, to the same target. It is
 DAgger (arXiv:1011.0686) with Bayes for the expert. Held-out combinations are in no caption and in no answer.
 Not here: the network, evaluation, export (`infinity`), answers (`posterior`).
-Shapes: B pictures, L tokens of all scales, K bits a token, k bits a cell, h w a scale's cells, H W the final ones.
+Shapes: B pictures, T tokens of text, L tokens of all scales, K bits a token, V = 2K logits, k bits a cell, h w a
+scale's cells, H W the final ones.
 """
 
 from __future__ import annotations
 
-import random
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -26,13 +27,15 @@ from gesso.request import GenerationRequest, parse_request
 from gesso.training.infinity import InfinitySettings, InfinityTask
 from gesso.training.infinity_loss import divergence, margin_weights
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, stated_scenes
+from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, stated_scenes
 from gesso.training.posterior import expected_bits
 from gesso.training.settings import check
 from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
 from gesso.weights import shared
 from gesso.weights.files import digest
 from gesso.worlds.shapes import Claim
+
+_MOST_WALKED = 4096  # pictures with their keys and values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class InfinityOnPolicySettings(InfinitySettings):
         check("paint_every", self.paint_every, 1 <= self.paint_every <= 4096, "from 1 to 4096")
         check("side", self.side, self.side <= LARGEST_SIDE, f"at most {LARGEST_SIDE}: the whole world is in memory")
         check("guidances", self.guidances, bool(self.guidances), "at least one number")
+        check("weigh_margins", self.weigh_margins, self.weigh_margins, "true: answers count by margins")
 
 
 class Way(NamedTuple):
@@ -72,6 +76,8 @@ class InfinityOnPolicyTask(InfinityTask):
         super().__init__(settings, batch, seed)
         self._world: WorldLatents | None = None
         self._own: list[Way] = []
+        walked = settings.paint_every * batch
+        check("paint_every", settings.paint_every, walked <= _MOST_WALKED, f"at most {_MOST_WALKED} pictures at once")
         pipeline = self._pipeline()
         for round_ in range(len(settings.guidances)):  # told now, not while painting
             pipeline.plan(self._request("-", 0, round_))
@@ -81,9 +87,10 @@ class InfinityOnPolicyTask(InfinityTask):
         return self.settings.paint_every
 
     def prepare(self, folder: Path, report: Callable[[int], None]) -> None:
-        """Store latents of every training scene in the run's folder: half a gigabyte, and as much memory."""
-        weights = shared.part(Path(self.settings.tokenizer).expanduser(), "tokenizer.safetensors")
-        scenes = EveryScene(encode=self.tokenizer.encode, side=self.settings.side, identity=digest([weights]))
+        """Store latents of every training scene in the run's folder: 0.5 GB at 64 pixels, and as much memory."""
+        weights = shared.part(Path(self.settings.tokenizer), "tokenizer.safetensors")
+        identity = json.dumps([digest([weights]), asdict(self.tokenizer.config)])
+        scenes = EveryScene(encode=self.tokenizer.encode, side=self.settings.side, identity=identity)
         self._world = WorldLatents.stored(folder, scenes, report)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,15 +104,15 @@ class InfinityOnPolicyTask(InfinityTask):
         true, own = self._true_ways(step, generator), self._own_ways(step)
         ways = true + own
         answers = [self._answers(way) for way in ways]
-        chances_BLK, margins_BLK = (torch.stack(part) for part in zip(*answers, strict=True))
+        chances_BLK = torch.stack([chances_LK for chances_LK, _ in answers])
+        margins_BLK = torch.stack([margins_LK for _, margins_LK in answers])
         inputs_BLK = torch.stack([self._inputs(way) for way in ways])
-        ids_BT = torch.cat([self._ids([way.caption for way in part], generator if part is true else None)
-                            for part in (true, own)])  # fmt: skip
-        dropped_B = torch.rand(len(ways), generator=generator) < self.settings.condition_drop
-        dropped_B[len(true) :] = False
+        spoilt_BT = self._ids([way.caption for way in true], generator)
+        ids_BT = torch.cat((spoilt_BT, self._ids([way.caption for way in own], None)))
+        dropped_B = torch.rand(len(true), generator=generator) < self.settings.condition_drop
+        dropped_B = torch.cat((dropped_B, torch.zeros(len(own), dtype=torch.bool)))
         logits_BLV = self.network(ids_BT, dropped_B, inputs_BLK, self.layout)
-        weights_BLK = margin_weights(margins_BLK) if self.settings.weigh_margins else None
-        loss_B = divergence(logits_BLV, chances_BLK, self.weights_L, weights_BLK)
+        loss_B = divergence(logits_BLV, chances_BLK, self.weights_L, margin_weights(margins_BLK))
         parts = loss_B.detach().split([len(true), len(own)])
         return loss_B.mean(), {"true": parts[0].mean(), "own": parts[1].mean()}
 
@@ -113,10 +120,8 @@ class InfinityOnPolicyTask(InfinityTask):
         """Chances and margins of the bits of all tokens, `[L,K]`."""
         assert self._world is not None
         answers = expected_bits(self._world, way.sums, way.bits, self.grids, way.claim)
-        return cast(
-            tuple[Tensor, Tensor],
-            tuple(torch.cat([self._tokens(part_khw) for part_khw in part]) for part in zip(*answers, strict=True)),
-        )
+        chances_LK = torch.cat([self._tokens(answer.chance_khw) for answer in answers])
+        return chances_LK, torch.cat([self._tokens(answer.margin_khw) for answer in answers])
 
     def _inputs(self, way: Way) -> Tensor:
         """What the network sees of every scale but the first, `[L - first scale, K]`."""
@@ -143,26 +148,24 @@ class InfinityOnPolicyTask(InfinityTask):
         since = step % self.settings.paint_every
         if not (since and self._own):
             self._own = self._walk(step)
-        return [self._own[index % len(self._own)] for index in range(since * self.batch, (since + 1) * self.batch)]
+        return self._own[since * self.batch : (since + 1) * self.batch]
 
     def _walk(self, step: int) -> list[Way]:
-        """Paint captions as the model does, in an order by lot."""
+        """Paint captions as the model does."""
         round_, count = step // self.settings.paint_every, self.batch * self.settings.paint_every
         first = first_seed(round_, count, self.seed) + PAINTED_FROM
         _, stated = stated_scenes(first, count)
-        requests = [self._request(caption, seed, round_) for seed, (_, caption) in enumerate(stated, first)]
+        seeds = picture_seeds(first, count)
+        requests = [self._request(caption, seed, round_) for seed, (_, caption) in zip(seeds, stated, strict=True)]
         sums: list[Tensor] = []
         bits: list[Tensor] = []
         with at_rest(self.network):
             for scale, states in enumerate(walk(self._pipeline(), requests)):
                 mine = cast(Sequence[InfinityState], states)
-                if scale:
-                    bits.append(torch.stack([state.bits_khw for state in mine if state.bits_khw is not None]).clone())
-                if scale < len(self.grids):
-                    sums.append(torch.stack([state.sum_kHW for state in mine]).float().clone())
-        ways = _ways(sums, bits, stated)
-        random.Random(step).shuffle(ways)
-        return ways
+                sums.append(torch.stack([state.sum_kHW for state in mine]).float())
+                if scale:  # the step before has chosen them
+                    bits.append(torch.stack([cast(Tensor, state.bits_khw) for state in mine]))
+        return _ways(sums[:-1], bits, stated)
 
     def _request(self, caption: str, seed: int, round_: int) -> GenerationRequest:
         """What is asked of the model. Raises RequestError."""

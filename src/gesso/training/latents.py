@@ -110,7 +110,8 @@ class Rounds:
         return [int(self._order(round_)[place]) for round_, place in places]
 
     def _draw_order(self, round_: int) -> np.ndarray:
-        generator = torch.Generator().manual_seed((self.seed + 1) * 2**40 + round_)
+        (seed,) = np.random.SeedSequence((self.seed, round_)).generate_state(1)  # PyTorch heeds its last 32 bits only
+        generator = torch.Generator().manual_seed(int(seed))
         return torch.randperm(self.count, generator=generator).numpy()
 
 

@@ -95,10 +95,13 @@ def at_rest(network: nn.Module) -> Iterator[None]:
     inference would be found by the loss.
     """
     precision, kind = torch.is_autocast_enabled(CPU), torch.get_autocast_dtype(CPU)
+    trained = network.training
     network.eval()
-    with torch.compiler.set_stance("force_eager"), torch.autocast(CPU, kind, precision, cache_enabled=False):
-        yield
-    network.train()
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.autocast(CPU, kind, precision, cache_enabled=False):
+            yield
+    finally:
+        network.train(trained)
 
 
 def _tensor(picture: Image.Image) -> Tensor:

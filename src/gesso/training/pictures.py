@@ -20,7 +20,7 @@ World = Literal["shapes", "faces"]
 WORLDS: tuple[World, ...] = get_args(World)
 
 HELD_OUT_FROM = 2**40  # seeds that no training step reaches
-PAINTED_FROM = 1 << 32  # above a run's own scenes are those whose captions it paints
+PAINTED_FROM = 2**32  # above a run's own scenes are those whose captions it paints
 
 
 def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "shapes") -> tuple[Tensor, list[str]]:
@@ -33,6 +33,11 @@ def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "
 def first_seed(step: int, count: int, seed: int) -> int:
     """The world's seed of the first of a step's `count` scenes; the others follow it."""
     return seed * 2**33 + step * count
+
+
+def picture_seeds(first: int, count: int) -> list[int]:
+    """Seeds of pictures of the captions from `first` on, different in the 32 bits that PyTorch heeds."""
+    return np.random.SeedSequence(first).generate_state(count).tolist()
 
 
 def stated_scenes(first: int, count: int) -> tuple[list[Scene], list[tuple[Claim, str]]]:

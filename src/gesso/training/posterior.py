@@ -11,7 +11,7 @@ H W the final ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,8 @@ from gesso.training.world_latents import WorldLatents
 from gesso.worlds.shapes import Claim
 
 _LEAST_WEIGHT = 1e-7  # of thousands of scenes mostly a few weigh more
-_SOFTNESS = 0.1  # residuals deviate by about 1, and a network errs where they are as small as this
+_BEYOND_REPAIR = 100.0  # nats: finer scales have thousands of bits, and can overrule what the first ones said
+_SOFTNESS = 0.1  # a code is +-0.25 in every bit, and a network errs where residuals are as small as this
 _ERRORS = 0.03  # share of bits that are wrong for no reason
 
 
@@ -61,7 +62,8 @@ def _expected_latent(world: WorldLatents, noisy_Chw: Tensor, sigma: float, claim
 class Answer(NamedTuple):
     """Of a scale's every bit, `[k,h,w]`: the chance that it should be one, and how much is at stake.
 
-    `margin` is the expected size of the residual, as `correction.TrainingTokens` has it of one scene.
+    `margin` is the expected size of the residual, where one above 1 counts as 1 (`infinity_loss.margin_weights`);
+    `chance` is the share of it that asks for a one. So it is what a loss weighed by margins would learn from samples.
     """
 
     chance_khw: Tensor
@@ -71,26 +73,32 @@ class Answer(NamedTuple):
 @torch.no_grad()
 def expected_bits(
     world: WorldLatents, sums: Sequence[Tensor], bits: Sequence[Tensor], grids: Sequence[Grid], claim: Claim
-) -> Iterator[Answer]:
+) -> list[Answer]:
     """What every scale's bits should be, given those of the scales before it and what is claimed of the picture.
 
     `sums` `[k,H,W]` are the sums of codes before each scale, `bits` `[k,h,w]` what was chosen there, bool. A scene
     asks for the sign of its residual; of what the scenes still possible ask for, each counts by how large its residual
-    is, for so much would a wrong bit cost. What was chosen speaks for the scenes that asked for it: with the chance
-    sigmoid(±residual / 0.1), and with any bit for no reason in three of a hundred.
+    is, for so much would a wrong bit cost. What was chosen speaks for the scenes that asked for it: a scene's bits are
+    taken to be chosen with the chance sigmoid(±residual / 0.1), and three of a hundred to be wrong for no reason.
     """
     clean_KkHW, share_K = world.allowed(claim)
     weight_K = share_K.log()
+    answers: list[Answer] = []
     with torch.autocast(CPU, enabled=False):
         for sum_kHW, bits_khw, grid in zip(sums, bits, grids, strict=True):
             residual_Kkhw = shrink(clean_KkHW - sum_kHW, grid)
-            chosen_K = torch.softmax(weight_K, dim=0)
-            one_khw = torch.einsum("K,Kkhw->khw", chosen_K, residual_Kkhw.clamp(min=0))
-            zero_khw = torch.einsum("K,Kkhw->khw", chosen_K, -residual_Kkhw.clamp(max=0))
-            margin_khw = one_khw + zero_khw
-            yield Answer(one_khw / margin_khw.clamp(min=1e-9), margin_khw)
+            answers.append(_answer(residual_Kkhw, torch.softmax(weight_K, dim=0)))
             asked_Kkhw = torch.where(bits_khw, residual_Kkhw, -residual_Kkhw)
             chance_Kkhw = _ERRORS + (1 - 2 * _ERRORS) * torch.sigmoid(asked_Kkhw / _SOFTNESS)
             weight_K = weight_K + chance_Kkhw.log().sum(dim=(1, 2, 3))
-            likely = torch.softmax(weight_K, dim=0) > _LEAST_WEIGHT
-            clean_KkHW, weight_K = clean_KkHW[likely], weight_K[likely]
+            possible = weight_K > weight_K.max() - _BEYOND_REPAIR
+            clean_KkHW, weight_K = clean_KkHW[possible], weight_K[possible]
+    return answers
+
+
+def _answer(residual_Kkhw: Tensor, share_K: Tensor) -> Answer:
+    likely = share_K > _LEAST_WEIGHT
+    counted_Kkhw, share_K = residual_Kkhw[likely].clamp(-1, 1), share_K[likely] / share_K[likely].sum()
+    one_khw = torch.einsum("K,Kkhw->khw", share_K, counted_Kkhw.clamp(min=0))
+    margin_khw = torch.einsum("K,Kkhw->khw", share_K, counted_Kkhw.abs())
+    return Answer(one_khw / margin_khw.clamp(min=1e-9), margin_khw)

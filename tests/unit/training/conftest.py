@@ -1,4 +1,4 @@
-"""Trained tiny models that several tests read, and torch left as it was found."""
+"""Trained tiny models that several tests read, a world of few scenes, and torch left as it was found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on the network's own way: the world's answers against sums written down, where ways lead, whole runs."""
+"""Training flow models on their own way: the world's answers against sums written down, where ways lead, whole runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gesso.training import recipes
 from gesso.training.flow import quiet_norms
 from gesso.training.flow_on_policy import FlowOnPolicySettings, FlowOnPolicyTask
 from gesso.training.painting import walk
-from gesso.training.pictures import first_seed
+from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds
 from gesso.training.posterior import expected_latents
 from gesso.training.recipes.recipe import Recipe
 from gesso.training.world_latents import WorldLatents
@@ -119,7 +119,7 @@ def test_ways_are_those_of_the_pipeline(
 ) -> None:
     """Latents and sigmas are what its states hold before each step, each with its caption and what that claims."""
     task = task_of(recipe_of(family, kl_autoencoder_run / "export", words, least_sigma=0.3), tmp_path)
-    first = first_seed(1, 3, 0) + 2**32  # of round 1, which is guided
+    first = first_seed(1, 3, 0) + PAINTED_FROM  # of round 1, which is guided
     scenes = {seed: shapes.training_scene(seed) for seed in range(first, first + 3)}
     stated = [shapes.stated(scene, seed) for seed, scene in scenes.items()]
     with torch.autocast("cpu", torch.bfloat16, autocast), quiet_norms():
@@ -127,7 +127,7 @@ def test_ways_are_those_of_the_pipeline(
         pipeline = task._pipeline()
         requests = [
             GenerationRequest(prompt=caption, seed=seed, guidance=2.0)
-            for (_, caption), seed in zip(stated, scenes, strict=True)
+            for (_, caption), seed in zip(stated, picture_seeds(first, 3), strict=True)
         ]
         wanted: list[tuple[object, ...]] = []
         for step, states in enumerate(walk(pipeline, requests)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from gesso.errors import RequestError
 from gesso.models.infinity.correction import draw_flips, training_tokens, walk_scales
-from gesso.models.infinity.quantizer import codes, enlarge, quantize, shrink, to_tokens
+from gesso.models.infinity.quantizer import codes, enlarge, shrink, to_tokens
+from gesso.pipelines.contract import State
 from gesso.request import GenerationRequest
 from gesso.training import recipes
 from gesso.training.infinity_loss import divergence, token_losses
 from gesso.training.infinity_on_policy import InfinityOnPolicySettings, InfinityOnPolicyTask
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import first_seed
+from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, to_tensor
 from gesso.training.posterior import expected_bits
 from gesso.training.recipes.recipe import Recipe
 from gesso.training.world_latents import WorldLatents
 from gesso.worlds import shapes
 from gesso.worlds.shapes import Claim, every
+from tests.tiny_infinity import SQUARE, TOKENIZER
 from tests.unit.training.tiny_recipes import (
     exported,
     infinity_recipe,
@@ -32,6 +34,7 @@ from tests.unit.training.tiny_recipes import (
     state_of,
     stop_at,
     tiny_loop,
+    tokenizer_recipe,
     train,
 )
 
@@ -79,8 +82,8 @@ def test_answers_are_those_of_all_that_is_allowed(monkeypatch: pytest.MonkeyPatc
         ones, margins = torch.zeros_like(answer.chance_khw).double(), torch.zeros_like(answer.chance_khw).double()
         for weight, latent in zip(weights / weights.sum(), latents, strict=True):
             residual = shrink((latent - sums[index])[None], GRIDS[index])[0].double()
-            ones += weight * residual.clamp(min=0)
-            margins += weight * residual.abs()
+            ones += weight * residual.clamp(0, 1)
+            margins += weight * residual.abs().clamp(max=1)
         torch.testing.assert_close(answer.margin_khw.double(), margins, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(answer.chance_khw.double(), ones / margins, atol=1e-4, rtol=1e-3)
         for scene, latent in enumerate(latents):
@@ -102,7 +105,7 @@ def test_what_can_be_one_scene_only_is_answered_by_its_bits(monkeypatch: pytest.
     chances = torch.cat([to_tokens(answer.chance_khw[None], False) for answer in answers], dim=1)
     margins = torch.cat([to_tokens(answer.margin_khw[None], False) for answer in answers], dim=1)
     assert torch.equal(chances, tokens.labels_BLK.float())
-    torch.testing.assert_close(margins, tokens.margins_BLK)
+    torch.testing.assert_close(margins, tokens.margins_BLK.clamp(max=1))
 
 
 def test_between_two_scenes_the_nearer_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +114,29 @@ def test_between_two_scenes_the_nearer_one_is_asked_for(monkeypatch: pytest.Monk
     numbers = every.allowed(claim)[0][:2]
     monkeypatch.setattr(every, "training_numbers", lambda: numbers)
     world, (one, other) = world_of(2)
-    mixture = quantize((0.6 * one + 0.4 * other)[None], GRIDS)
     way = list(walk_scales((0.6 * one + 0.4 * other)[None], GRIDS))
-    *_, last = expected_bits(world, [s.sum_BKHW[0] for s in way], [bits[0] for bits in mixture.bits], GRIDS, claim)
+    *_, last = expected_bits(world, [s.sum_BKHW[0] for s in way], [s.bits_BKhw[0] for s in way], GRIDS, claim)
     wanted = one - way[-1].sum_BKHW[0] > 0
     assert torch.equal(last.chance_khw > 0.5, wanted) and float((last.chance_khw - 0.5).abs().min()) > 0.49
+
+
+def test_fine_scales_overrule_coarse_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first bits spoke against is not lost: a picture that settles on another scene is led there."""
+    claim = Claim((("star", "red"),), background="blue")
+    numbers = every.allowed(claim)[0][:2]
+    monkeypatch.setattr(every, "training_numbers", lambda: numbers)
+    world, (one, other) = world_of(2)
+    latent = one
+    sums, bits = [torch.zeros_like(one)], list[Tensor]()
+    for index, grid in enumerate(GRIDS):
+        latent = one if index < 2 else other
+        bits.append(shrink((latent - sums[-1])[None], grid)[0] > 0)
+        sums.append(sums[-1] + enlarge(codes(bits[-1][None]), GRIDS[-1])[0])
+    answers = expected_bits(world, sums[:-1], bits, GRIDS, claim)
+    towards = [one, one, one, other, other]  # the third scale's bits speak for the other one
+    for index in (1, 2, 4):
+        wanted = shrink((towards[index] - sums[index])[None], GRIDS[index])[0] > 0
+        assert torch.equal(answers[index].chance_khw > 0.5, wanted), index
 
 
 def test_divergence_is_none_where_chances_are_met() -> None:
@@ -144,30 +165,52 @@ def logits_of(chances_BLK: Tensor) -> Tensor:
 def test_ways_are_those_of_the_pipeline(
     autocast: bool, tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
 ) -> None:
-    """Bits are what each step added, sums what the next one sees; each with its caption and what that claims."""
+    """Inputs are what each step saw, bits what it added; each with its caption and what that claims."""
     task = task_of(recipe_of(tokenizer_run, infinity_run), tmp_path)
-    first = first_seed(1, 4, 0) + 2**32  # of round 1, which is guided
+    first = first_seed(1, 4, 0) + PAINTED_FROM  # of round 1, which is guided
     stated = [shapes.stated(shapes.training_scene(seed), seed) for seed in range(first, first + 4)]
     with torch.autocast("cpu", torch.bfloat16, autocast):
         ways = task._walk(2)
         requests = [
             GenerationRequest(prompt=caption, seed=seed, guidance=2.0)
-            for seed, (_, caption) in enumerate(stated, first)
+            for seed, (_, caption) in zip(picture_seeds(first, 4), stated, strict=True)
         ]
+        seen: list[list[Tensor]] = [[] for _ in stated]
         with at_rest(task.network):
-            *_, states = walk(task._pipeline(), requests)
-    painted = {way.caption: way for way in ways}
+            states: list[State] = []
+            for scale, states in enumerate(walk(task._pipeline(), requests)):
+                if 0 < scale < len(task.grids):
+                    for inputs, state in zip(seen, states, strict=True):
+                        inputs.append(state.inputs_nK)  # type: ignore[attr-defined]
     assert len(ways) == 4 and task.network.training
-    for (claim, caption), state in zip(stated, states, strict=True):
-        way = painted[caption]
-        assert way.claim == claim and len(way.sums) == len(way.bits) == len(task.grids)
+    for text, inputs, state, way in zip(stated, seen, states, ways, strict=True):
+        assert (way.claim, way.caption) == text and len(way.sums) == len(way.bits) == len(task.grids)
         assert not any(part.is_inference() for part in (*way.sums, *way.bits))
+        assert torch.equal(task._inputs(way), torch.cat(inputs))
         total = torch.zeros_like(way.sums[0])
         for sum_kHW, bits_khw in zip(way.sums, way.bits, strict=True):
             assert torch.equal(sum_kHW, total)
             total = total + enlarge(codes(bits_khw[None]), task.grids[-1])[0]
-        if not autocast:
-            assert torch.equal(total, state.sum_kHW)  # type: ignore[attr-defined]
+        assert torch.equal(total, state.sum_kHW)  # type: ignore[attr-defined]
+
+
+def test_true_ways_are_those_of_self_correction(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    """Inputs with flipped bits, of latents that are those of the pictures but for how they are stored."""
+    task = task_of(recipe_of(tokenizer_run, infinity_run), tmp_path)
+    scenes = [shapes.training_scene(seed) for seed in range(2, 4)]
+    assert task._world is not None
+    latents = task._world.of(scenes)
+    wanted = task.tokenizer.encode(to_tensor(shapes.draw(scenes, 32)))
+    torch.testing.assert_close(latents, wanted, atol=0.1, rtol=0)  # bfloat16
+    ways = task._true_ways(1, torch.Generator().manual_seed(3))
+    flips = draw_flips(latents, task.grids, strength=0.2, scales=6, generator=torch.Generator().manual_seed(3))
+    tokens = training_tokens(latents, task.grids, flips)
+    assert torch.equal(torch.stack([task._inputs(way) for way in ways]), tokens.inputs_BLK)
+    assert [(way.claim, way.caption) for way in ways] == [
+        shapes.stated(scene, seed) for seed, scene in enumerate(scenes, 2)
+    ]
 
 
 def test_every_way_is_used_before_the_next_is_walked(
@@ -226,6 +269,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert any(not torch.equal(transformer[0][name], transformer[1][name]) for name in transformer[0])
 
 
+def test_networks_of_two_by_two_cells_a_token(infinity_run: Path, tmp_path: Path, small_world: list[int]) -> None:
+    tokenizer = tokenizer_recipe()
+    grids = SQUARE.latent_grids(True)
+    settings = replace(tokenizer.settings, network=replace(TOKENIZER, stride=4), grids=tuple(grids))  # type: ignore[type-var]
+    train(replace(tokenizer, settings=settings), tmp_path / "tokenizer")
+    recipe = recipe_of(tmp_path / "tokenizer", infinity_run, start_from="", train_text=True)
+    network = replace(recipe.settings.network, patchify=True, bits=4 * TOKENIZER.bits)  # type: ignore[attr-defined]
+    train(replace(recipe, settings=replace(recipe.settings, network=network)), tmp_path / "run")  # type: ignore[type-var]
+    assert log_of(tmp_path / "run")[-1]["step"] == 4
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
@@ -234,6 +288,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         ({"score_prompts": "-1"}, "score_prompts"),
         ({"side": "256"}, "side"),
         ({"start_from": ""}, "train_text"),
+        ({"weigh_margins": "false"}, "weigh_margins"),
     ],
 )
 def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
@@ -241,14 +296,23 @@ def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
         recipes.override(recipes.load("infinity-nano-on-policy"), values)
 
 
-@pytest.mark.parametrize("guidance", [-1.0, float("nan")])
-def test_what_the_model_cannot_paint_is_told_at_once(guidance: float, tokenizer_run: Path, infinity_run: Path) -> None:
-    recipe = recipe_of(tokenizer_run, infinity_run, guidances=(1.0, guidance))
-    with pytest.raises(RequestError, match="guidance"):
-        recipe.task()
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"guidances": (1.0, -1.0)}, "guidance"),
+        ({"guidances": (float("nan"),)}, "guidance"),
+        ({"paint_every": 4096}, "at once"),
+    ],
+)
+def test_what_cannot_be_painted_is_told_at_once(
+    changes: dict[str, object], field: str, tokenizer_run: Path, infinity_run: Path
+) -> None:
+    with pytest.raises(RequestError, match=field):
+        recipe_of(tokenizer_run, infinity_run, **changes).task()
 
 
 def test_the_recipe_resumes_exactly() -> None:
     recipe = recipes.load("infinity-nano-on-policy")
     assert isinstance(recipe.settings, InfinityOnPolicySettings)
-    assert recipe.loop.checkpoint_every % recipe.settings.paint_every == 0
+    for steps in (recipe.loop.checkpoint_every, recipe.loop.steps):
+        assert steps % recipe.settings.paint_every == 0

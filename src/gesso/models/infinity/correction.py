@@ -1,6 +1,6 @@
 """Bitwise self-correction: training inputs in which some bits are wrong and later labels repair the damage.
 
-Source: Infinity, section 3.4, algorithm 2. Not here: the loss (`training/infinity`).
+Source: Infinity, section 3.4, algorithm 2. Not here: the loss (`training/infinity_loss`).
 Shapes as in `quantizer`; N is the number of scales.
 """
 
@@ -79,7 +79,7 @@ class Scale(NamedTuple):
 
 
 def walk_scales(latent_BKHW: Tensor, grids: Sequence[Grid], flips: Sequence[Tensor] = ()) -> Iterator[Scale]:
-    """The quantizer's loop from raw features; the first scales keep their bits flipped."""
+    """The quantizer's loop from raw features; `flips` are of the bits of the first scales."""
     sum_BKHW = torch.zeros_like(latent_BKHW)
     for index, grid in enumerate(grids):
         residual_BKhw = shrink(latent_BKHW - sum_BKHW, grid)

@@ -67,7 +67,7 @@ def infinity_nano() -> Recipe:
 
 
 def infinity_nano_on_policy() -> Recipe:
-    """`infinity_nano` goes on where its own bits lead it; an hour and a quarter on two cores, half a gigabyte.
+    """`infinity_nano` goes on where its own bits lead it; three quarters of an hour on two cores, half a gigabyte.
 
     The word encoder stays as it is: the other nano models read by it.
     """
@@ -75,10 +75,11 @@ def infinity_nano_on_policy() -> Recipe:
     assert isinstance(base.settings, InfinitySettings)
     given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}
     given |= {"start_from": f"runs/{base.name}/export", "train_text": False, "score_prompts": 60}
-    loop = replace(base.loop, steps=5000, batch=16, learning_rate=6e-4, warmup=150, average_decay=0.998)
+    given["generation"] = (("guidance", (2.5, 2.5, 2.5, 2.5, 2.0, 1.6, 1.6, 1.6)), ("temperature", 0.3))
+    loop = replace(base.loop, steps=2640, batch=16, learning_rate=1e-3, warmup=150, average_decay=0.998)
     return Recipe(
         name="infinity-nano-on-policy",
         make=InfinityOnPolicyTask,
-        settings=InfinityOnPolicySettings(**given, guidances=(1.0, 2.0, 4.0)),
-        loop=replace(loop, evaluate_every=1000, checkpoint_every=240),
+        settings=InfinityOnPolicySettings(**given, guidances=(1.0, 1.5, 2.5)),
+        loop=replace(loop, evaluate_every=660, checkpoint_every=240),
     )
