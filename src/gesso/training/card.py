@@ -273,7 +273,9 @@ def _commands(kind: _Kind, logs: Mapping[str, Log], runs: Sequence[Path]) -> str
             f"{', '.join(went_on)} went on from an earlier model (`start_from`), whose training is not counted."
         )
     if settings.get("train_text") is False:
-        lines.append(f"Its word encoder is that of {Path(settings['text']).name} as it was then, unchanged.")
+        text = settings["text"]  # a model's name or folder, or sizes
+        owner = Path(text).name if isinstance(text, str) else "the earlier one"
+        lines.append(f"Its word encoder is that of {owner} as it was then, unchanged.")
     files = [f"`training-{name}.json`" for name in kind.stages if name in logs]
     said = f"{', '.join(files)}\nand `training.json` hold" if files else "`training.json` holds"
     return "\n".join([*lines, f"{said} what was set, as it was in the end."])

@@ -78,12 +78,16 @@ def test_an_infinity_card(
     run = Path(shutil.copytree(infinity_run, tmp_path / "run"))
     again = [json.dumps({"step": 7, "loss": 0.5, "seconds": 0.1})]  # a second sitting: its clock begins anew
     (run / "log.jsonl").write_text("\n".join([*log, *again]) + "\n")
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["settings"] |= {"start_from": "runs/earlier/export", "train_text": False}
+    (run / "recipe.json").write_text(json.dumps(recipe))
     arguments = [str(model), "--run", str(run), "--score", str(score)]
     main([*arguments, "--tokenizer", str(tokenizer_run)] if with_tokenizer else arguments)
     text = (model / "README.md").read_text()
     assert "A small Infinity (bitwise visual autoregression)" in text
     assert "of bits right, loss" in text
     assert "Trained in more than one sitting: transformer in 2." in text
+    assert "Its word encoder is that of the earlier one as it was then, unchanged." in text
     assert ("Tokenizer on held-out scenes" in text) == with_tokenizer
     assert (model / "training-tokenizer.json").exists() == with_tokenizer
 
