@@ -17,10 +17,12 @@ from gesso.engine.loading.build import Build
 from gesso.errors import MissingError, RequestError, WeightsError
 from gesso.evaluation import faces as evaluation
 from gesso.models.resampler import ResamplerConfig
+from gesso.pipelines.contract import Pipeline
+from gesso.pipelines.flux_state import FluxState
 from gesso.request import GenerationRequest
 from gesso.training.card import main
 from gesso.training.infinite_you import InfiniteYouSettings, InfiniteYouTask
-from gesso.training.painting import paint
+from gesso.training.painting import paint, walk
 from gesso.training.recipes.recipe import Recipe
 from gesso.weights import catalogue, face_recogniser, infinite_you_nano
 from gesso.worlds import faces
@@ -106,6 +108,13 @@ def _request(folder: Path, seed: int = 1, **identity: object) -> GenerationReque
     return GenerationRequest(prompt="a person smiling", seed=1, identity=person)  # type: ignore[arg-type]
 
 
+def _painted(pipeline: Pipeline, request: GenerationRequest) -> torch.Tensor:
+    """The latent that a picture is decoded from: after so short a training people differ by less than a shade of it."""
+    *_, (state,) = walk(pipeline, [request])
+    assert isinstance(state, FluxState)
+    return state.tokens_1LD
+
+
 @torch.no_grad()
 def test_it_begins_as_flux_alone_and_then_hears_the_person(runs: dict[str, Path]) -> None:
     task = _task(runs)
@@ -133,8 +142,8 @@ def test_an_export_paints_people_and_is_flux_without_one(runs: dict[str, Path], 
     request = _request(tmp_path, pose=_portrait(tmp_path, 3))
     assert pipeline.plan(request) == loading.load_own(entry, Build(device="meta")).plan(request)
     (picture,) = paint(pipeline, [request])
-    (other,) = paint(pipeline, [_request(tmp_path, 2)])
-    assert picture.size == (tiny_faces.SIDE, tiny_faces.SIDE) and picture.tobytes() != other.tobytes()
+    assert picture.size == (tiny_faces.SIDE, tiny_faces.SIDE)
+    assert not torch.equal(_painted(pipeline, request), _painted(pipeline, _request(tmp_path, 2)))
     plain = GenerationRequest(prompt="a person smiling", seed=1)
     flux = loading.load_own(catalogue.find(str(runs["flux"] / "export")), Build(device="cpu"))
     assert paint(pipeline, [plain])[0].tobytes() == paint(flux, [plain])[0].tobytes()
