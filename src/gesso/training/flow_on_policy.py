@@ -28,7 +28,7 @@ from gesso.pipelines.z_image_state import ZImageState
 from gesso.request import GenerationRequest, parse_request
 from gesso.training.flow import FlowSettings, FlowTask, quiet_norms
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, stated_scenes
+from gesso.training.pictures import captions_to_paint, first_seed, stated_scenes
 from gesso.training.posterior import expected_latents
 from gesso.training.settings import check
 from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
@@ -158,16 +158,16 @@ class FlowOnPolicyTask(FlowTask):
     def _walk(self, step: int) -> list[Place]:
         """Paint captions as the model does, and keep where each step began, in an order by lot."""
         settings, round_ = self.settings, step // self.settings.paint_every
-        first = first_seed(round_, settings.paint_prompts, self.seed) + PAINTED_FROM
-        _, stated = stated_scenes(first, settings.paint_prompts)
-        seeds = picture_seeds(first, settings.paint_prompts)
-        requests = [self._request(caption, seed, round_) for seed, (_, caption) in zip(seeds, stated, strict=True)]
+        asked = captions_to_paint(round_, settings.paint_prompts, self.seed)
+        requests = [self._request(caption, seed, round_) for _, caption, seed in asked]
         places: list[Place] = []
         with at_rest(self.network), quiet_norms():
             for at, states in enumerate(walk(self._pipeline(), requests)):
                 if self._learns_at(sigma := _sigmas_of(states[0])[at]):
-                    both = zip(states, stated, strict=True)
-                    places += [Place(_latent_of(state).float().clone(), sigma, *text) for state, text in both]
+                    places += [
+                        Place(_latent_of(state).float().clone(), sigma, claim, caption)
+                        for state, (claim, caption, _) in zip(states, asked, strict=True)
+                    ]
         random.Random(step).shuffle(places)
         return places
 

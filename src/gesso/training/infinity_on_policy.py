@@ -27,7 +27,7 @@ from gesso.request import GenerationRequest, parse_request
 from gesso.training.infinity import InfinitySettings, InfinityTask
 from gesso.training.infinity_loss import divergence, margin_weights
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, stated_scenes
+from gesso.training.pictures import captions_to_paint, first_seed, stated_scenes
 from gesso.training.posterior import expected_bits
 from gesso.training.settings import check
 from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
@@ -153,10 +153,8 @@ class InfinityOnPolicyTask(InfinityTask):
     def _walk(self, step: int) -> list[Way]:
         """Paint captions as the model does."""
         round_, count = step // self.settings.paint_every, self.batch * self.settings.paint_every
-        first = first_seed(round_, count, self.seed) + PAINTED_FROM
-        _, stated = stated_scenes(first, count)
-        seeds = picture_seeds(first, count)
-        requests = [self._request(caption, seed, round_) for seed, (_, caption) in zip(seeds, stated, strict=True)]
+        asked = captions_to_paint(round_, count, self.seed)
+        requests = [self._request(caption, seed, round_) for _, caption, seed in asked]
         sums: list[Tensor] = []
         bits: list[Tensor] = []
         with at_rest(self.network):
@@ -165,7 +163,7 @@ class InfinityOnPolicyTask(InfinityTask):
                 sums.append(torch.stack([state.sum_kHW for state in mine]).float())
                 if scale:  # the step before has chosen them
                     bits.append(torch.stack([cast(Tensor, state.bits_khw) for state in mine]))
-        return _ways(sums[:-1], bits, stated)
+        return _ways(sums[:-1], bits, [(claim, caption) for claim, caption, _ in asked])
 
     def _request(self, caption: str, seed: int, round_: int) -> GenerationRequest:
         """What is asked of the model. Raises RequestError."""

@@ -20,7 +20,7 @@ World = Literal["shapes", "faces"]
 WORLDS: tuple[World, ...] = get_args(World)
 
 HELD_OUT_FROM = 2**40  # seeds that no training step reaches
-PAINTED_FROM = 2**32  # above a run's own scenes are those whose captions it paints
+_PAINTED_FROM = 2**32  # above a run's own scenes are those whose captions it paints
 
 
 def scenes_of_step(step: int, count: int, side: int, seed: int, world: World = "shapes") -> tuple[Tensor, list[str]]:
@@ -35,15 +35,21 @@ def first_seed(step: int, count: int, seed: int) -> int:
     return seed * 2**33 + step * count
 
 
-def picture_seeds(first: int, count: int) -> list[int]:
-    """Seeds of pictures of the captions from `first` on, different in the 32 bits that PyTorch heeds."""
-    return np.random.SeedSequence(first).generate_state(count).tolist()
-
-
 def stated_scenes(first: int, count: int) -> tuple[list[Scene], list[tuple[Claim, str]]]:
     """Training scenes of consecutive seeds of the shapes world, and of each a caption and what that claims."""
     scenes = [shapes.training_scene(seed) for seed in range(first, first + count)]
     return scenes, [shapes.stated(scene, seed) for seed, scene in enumerate(scenes, first)]
+
+
+def captions_to_paint(round_: int, count: int, seed: int) -> list[tuple[Claim, str, int]]:
+    """What a run paints of the shapes world in one of its rounds: claims, captions, and seeds of the pictures.
+
+    Of scenes that no step learns from. Seeds differ in the 32 bits that PyTorch heeds.
+    """
+    first = first_seed(round_, count, seed) + _PAINTED_FROM
+    _, stated = stated_scenes(first, count)
+    seeds = np.random.SeedSequence(first).generate_state(count).tolist()
+    return [(*text, own) for text, own in zip(stated, seeds, strict=True)]
 
 
 def held_out_scenes(count: int, side: int, world: World = "shapes") -> tuple[Tensor, list[str]]:

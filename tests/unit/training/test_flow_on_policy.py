@@ -20,7 +20,7 @@ from gesso.training import recipes
 from gesso.training.flow import quiet_norms
 from gesso.training.flow_on_policy import FlowOnPolicySettings, FlowOnPolicyTask
 from gesso.training.painting import walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds
+from gesso.training.pictures import captions_to_paint, first_seed, stated_scenes
 from gesso.training.posterior import expected_latents
 from gesso.training.recipes.recipe import Recipe
 from gesso.training.world_latents import WorldLatents
@@ -28,12 +28,9 @@ from gesso.worlds import shapes
 from gesso.worlds.shapes import Claim, every
 from tests.unit.training.tiny_recipes import (
     NETWORKS,
-    exported,
     flow_recipe,
     log_of,
-    same,
-    state_of,
-    stop_at,
+    stopped_and_resumed,
     tiny_loop,
     train,
 )
@@ -119,20 +116,15 @@ def test_ways_are_those_of_the_pipeline(
 ) -> None:
     """Latents and sigmas are what its states hold before each step, each with its caption and what that claims."""
     task = task_of(recipe_of(family, kl_autoencoder_run / "export", words, least_sigma=0.3), tmp_path)
-    first = first_seed(1, 3, 0) + PAINTED_FROM  # of round 1, which is guided
-    scenes = {seed: shapes.training_scene(seed) for seed in range(first, first + 3)}
-    stated = [shapes.stated(scene, seed) for seed, scene in scenes.items()]
+    asked = captions_to_paint(1, 3, 0)  # round 1 is guided
     with torch.autocast("cpu", torch.bfloat16, autocast), quiet_norms():
         places = task._walk(2)
         pipeline = task._pipeline()
-        requests = [
-            GenerationRequest(prompt=caption, seed=seed, guidance=2.0)
-            for (_, caption), seed in zip(stated, picture_seeds(first, 3), strict=True)
-        ]
+        requests = [GenerationRequest(prompt=caption, seed=seed, guidance=2.0) for _, caption, seed in asked]
         wanted: list[tuple[object, ...]] = []
         for step, states in enumerate(walk(pipeline, requests)):
             if step in (1, 2):  # of four steps one begins with pure noise, and one below
-                wanted += [(*text, latent_of(state)) for text, state in zip(stated, states, strict=True)]
+                wanted += [(*text[:2], latent_of(state)) for text, state in zip(asked, states, strict=True)]
     assert sorted({round(place.sigma, 3) for place in places}) == [0.5, 0.75]
     assert all(place.latent_Chw.dtype == torch.float32 and not place.latent_Chw.is_inference() for place in places)
     assert len(places) == len(wanted) == 6
@@ -143,6 +135,12 @@ def test_ways_are_those_of_the_pipeline(
             and torch.allclose(place.latent_Chw, latent_Chw.float(), atol=1e-2 if autocast else 1e-6)
             for place in places
         )
+
+
+def test_what_is_painted_is_the_runs_own_and_nothing_it_learns_from() -> None:
+    one, other = captions_to_paint(3, 4, 0), captions_to_paint(3, 4, 1)
+    assert [(claim, caption) for claim, caption, _ in one] == stated_scenes(first_seed(3, 4, 0) + 2**32, 4)[1]
+    assert len({seed % 2**32 for _, _, seed in one + other}) == 8  # PyTorch heeds no more of a seed
 
 
 def latent_of(state: object) -> Tensor:
@@ -207,12 +205,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     family: str, kl_autoencoder_run: Path, words: Path, tmp_path: Path, small_world: list[int]
 ) -> None:
     recipe = recipe_of(family, kl_autoencoder_run / "export", words)
-    train(recipe, tmp_path / "one")
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "two", report=stop_at(3))
-    train(recipe, tmp_path / "two", resume=True)
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert same(state_of(one), state_of(two)) and log_of(one) == log_of(two) and exported(one) == exported(two)
+    one = stopped_and_resumed(recipe, tmp_path)
     assert {"true", "own"} <= set(log_of(one)[0])
 
 

@@ -29,6 +29,7 @@ from tests.unit.training.tiny_recipes import (
     same,
     state_of,
     stop_at,
+    stopped_and_resumed,
     train,
 )
 
@@ -63,12 +64,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 def test_with_fresh_scenes_too(kl_autoencoder_run: Path, words: Path, tmp_path: Path) -> None:
     recipe = flow_recipe(FLUX, kl_autoencoder_run / "export", words, train_text=True)
-    train(recipe, tmp_path / "one")
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "two", report=stop_at(3))
-    train(recipe, tmp_path / "two", resume=True)
-    assert _equal(tmp_path / "two", tmp_path / "one")
-    assert not (tmp_path / "one" / latents.FOLDER).exists()
+    run = stopped_and_resumed(recipe, tmp_path)
+    assert not (run / latents.FOLDER).exists()
 
 
 def test_a_finished_run_stores_nothing_again(

@@ -19,7 +19,7 @@ from gesso.training import recipes
 from gesso.training.infinity_loss import divergence, token_losses
 from gesso.training.infinity_on_policy import InfinityOnPolicySettings, InfinityOnPolicyTask
 from gesso.training.painting import at_rest, walk
-from gesso.training.pictures import PAINTED_FROM, first_seed, picture_seeds, to_tensor
+from gesso.training.pictures import captions_to_paint, to_tensor
 from gesso.training.posterior import expected_bits
 from gesso.training.recipes.recipe import Recipe
 from gesso.training.world_latents import WorldLatents
@@ -27,12 +27,9 @@ from gesso.worlds import shapes
 from gesso.worlds.shapes import Claim, every
 from tests.tiny_infinity import SQUARE, TOKENIZER
 from tests.unit.training.tiny_recipes import (
-    exported,
     infinity_recipe,
     log_of,
-    same,
-    state_of,
-    stop_at,
+    stopped_and_resumed,
     tiny_loop,
     tokenizer_recipe,
     train,
@@ -100,7 +97,7 @@ def test_what_can_be_one_scene_only_is_answered_by_its_bits(monkeypatch: pytest.
     world, latents = world_of(1)
     flips = draw_flips(latents, GRIDS, strength=0.3, scales=4, generator=torch.Generator().manual_seed(1))
     way = list(walk_scales(latents, GRIDS, flips))
-    answers = list(expected_bits(world, [s.sum_BKHW[0] for s in way], [s.bits_BKhw[0] for s in way], GRIDS, claim))
+    answers = expected_bits(world, [s.sum_BKHW[0] for s in way], [s.bits_BKhw[0] for s in way], GRIDS, claim)
     tokens = training_tokens(latents, GRIDS, flips)
     chances = torch.cat([to_tokens(answer.chance_khw[None], False) for answer in answers], dim=1)
     margins = torch.cat([to_tokens(answer.margin_khw[None], False) for answer in answers], dim=1)
@@ -126,7 +123,6 @@ def test_fine_scales_overrule_coarse_ones(monkeypatch: pytest.MonkeyPatch) -> No
     numbers = every.allowed(claim)[0][:2]
     monkeypatch.setattr(every, "training_numbers", lambda: numbers)
     world, (one, other) = world_of(2)
-    latent = one
     sums, bits = [torch.zeros_like(one)], list[Tensor]()
     for index, grid in enumerate(GRIDS):
         latent = one if index < 2 else other
@@ -167,15 +163,11 @@ def test_ways_are_those_of_the_pipeline(
 ) -> None:
     """Inputs are what each step saw, bits what it added; each with its caption and what that claims."""
     task = task_of(recipe_of(tokenizer_run, infinity_run), tmp_path)
-    first = first_seed(1, 4, 0) + PAINTED_FROM  # of round 1, which is guided
-    stated = [shapes.stated(shapes.training_scene(seed), seed) for seed in range(first, first + 4)]
+    asked = captions_to_paint(1, 4, 0)  # round 1 is guided
     with torch.autocast("cpu", torch.bfloat16, autocast):
         ways = task._walk(2)
-        requests = [
-            GenerationRequest(prompt=caption, seed=seed, guidance=2.0)
-            for seed, (_, caption) in zip(picture_seeds(first, 4), stated, strict=True)
-        ]
-        seen: list[list[Tensor]] = [[] for _ in stated]
+        requests = [GenerationRequest(prompt=caption, seed=seed, guidance=2.0) for _, caption, seed in asked]
+        seen: list[list[Tensor]] = [[] for _ in asked]
         with at_rest(task.network):
             states: list[State] = []
             for scale, states in enumerate(walk(task._pipeline(), requests)):
@@ -183,8 +175,8 @@ def test_ways_are_those_of_the_pipeline(
                     for inputs, state in zip(seen, states, strict=True):
                         inputs.append(state.inputs_nK)  # type: ignore[attr-defined]
     assert len(ways) == 4 and task.network.training
-    for text, inputs, state, way in zip(stated, seen, states, ways, strict=True):
-        assert (way.claim, way.caption) == text and len(way.sums) == len(way.bits) == len(task.grids)
+    for text, inputs, state, way in zip(asked, seen, states, ways, strict=True):
+        assert (way.claim, way.caption) == text[:2] and len(way.sums) == len(way.bits) == len(task.grids)
         assert not any(part.is_inference() for part in (*way.sums, *way.bits))
         assert torch.equal(task._inputs(way), torch.cat(inputs))
         total = torch.zeros_like(way.sums[0])
@@ -254,12 +246,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
 ) -> None:
     recipe = recipe_of(tokenizer_run, infinity_run, score_prompts=2)
-    train(recipe, tmp_path / "one")
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, tmp_path / "two", report=stop_at(3))
-    train(recipe, tmp_path / "two", resume=True)
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert same(state_of(one), state_of(two)) and log_of(one) == log_of(two) and exported(one) == exported(two)
+    one = stopped_and_resumed(recipe, tmp_path)
     assert {"true", "own"} <= set(log_of(one)[0]) and "evaluation/score" in log_of(one)[-1]
     words, transformer = (
         [load_file(run / "export" / f"{part}.safetensors") for run in (infinity_run, one)]

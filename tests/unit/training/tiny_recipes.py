@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from gesso.models.flux_network import FluxConfig
@@ -134,3 +135,14 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 def exported(folder: Path) -> dict[str, bytes]:
     """Contents of every exported file."""
     return {path.name: path.read_bytes() for path in sorted((folder / "export").iterdir())}
+
+
+def stopped_and_resumed(recipe: Recipe, folder: Path) -> Path:
+    """A run that was stopped at step 3 and went on to the same bits as one that was not; its folder."""
+    one, two = folder / "one", folder / "two"
+    train(recipe, one)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, two, report=stop_at(3))
+    train(recipe, two, resume=True)
+    assert same(state_of(one), state_of(two)) and log_of(one) == log_of(two) and exported(one) == exported(two)
+    return two

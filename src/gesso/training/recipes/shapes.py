@@ -69,7 +69,7 @@ def infinity_nano() -> Recipe:
 def infinity_nano_on_policy() -> Recipe:
     """`infinity_nano` goes on where its own bits lead it; three quarters of an hour on two cores, half a gigabyte.
 
-    The word encoder stays as it is: the other nano models read by it.
+    The word encoder stays as it is: `z-image-nano` reads by it.
     """
     base = infinity_nano()
     assert isinstance(base.settings, InfinitySettings)
