@@ -10,6 +10,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -103,8 +104,9 @@ class Engine:
         device = None if settings.device is None else check_name(settings.device)
         dtype = None if settings.dtype is None else check_dtype(settings.dtype)
         acceleration = Acceleration(attention=settings.attention, compile=settings.compile)
-        measure = _measure if load is None else None
-        loader = _loader(load, acceleration, check_memory(load_settings({"memory": memory}).memory))
+        mode = check_memory(load_settings({"memory": memory}).memory)
+        measure = partial(_measure, memory=mode) if load is None else None
+        loader = _loader(load, acceleration, mode)
         self._guard = Guard(settings)
         how = acceleration.record
         self._loop = Loop(loader, device, dtype, checked, max_batch, how, budget, measure, adapters, self._guard)
@@ -272,10 +274,10 @@ def _loader(load: Load | None, acceleration: Acceleration, memory: str) -> Load:
     return loaded
 
 
-def _measure(name: str, device: str, dtype: str | None) -> int | None:
+def _measure(name: str, device: str, dtype: str | None, memory: str) -> int | None:
     from gesso.engine.loading import measure
 
-    return measure(name, device, dtype)
+    return measure(name, device, dtype, memory)
 
 
 def _stop(loop: Loop, thread: threading.Thread) -> None:

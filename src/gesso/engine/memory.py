@@ -65,6 +65,14 @@ def activations(footprint: Footprint, plan: Plan) -> Mapping[str, int]:
     return plan.activations or {"all": max(0, plan.peak_bytes - footprint.weights(FULL))}
 
 
+def most_held(pipeline: Pipeline, mode: MemoryMode) -> int | None:
+    """The most bytes of weights on the device at once in a mode, without guests; None where parts are not known."""
+    footprint = _footprint(pipeline)
+    if footprint is None:
+        return None
+    return footprint.weights(mode) if mode.placement == "full" else footprint.peak(mode, {}, 0)
+
+
 def mode_of(pipeline: Pipeline) -> MemoryMode | None:
     """The mode in force; None for a pipeline that was not loaded."""
     return getattr(getattr(pipeline, "build", None), "memory", None)
@@ -113,8 +121,8 @@ def options(pipeline: Pipeline, plan: Plan, device: str) -> tuple[str, ...]:
 
 def _held(pipeline: Pipeline) -> int:
     """About what a loaded model's weights take on the device now, which another mode would have back."""
-    build, footprint = getattr(pipeline, "build", None), _footprint(pipeline)
-    return 0 if build is None or footprint is None or not build.weights else footprint.peak(build.memory, {}, 0)
+    build = getattr(pipeline, "build", None)
+    return most_held(pipeline, build.memory) or 0 if build is not None and build.weights else 0
 
 
 def _peak(pipeline: Pipeline, plan: Plan, mode: MemoryMode) -> int:

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gesso.devices import CPU
 from gesso.errors import FileError, RequestError, RunError
 from gesso.files import ready_folder, written_aside
 from gesso.training import checkpoint
 from gesso.training.ema import ExponentialAverage
+from gesso.training.precision import PRECISIONS, autocast
 from gesso.training.schedules import warmup_cosine
 from gesso.training.settings import check
 
@@ -83,7 +82,7 @@ class InRounds(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """Settings of the loop itself. `precision` "bf16" computes the loss under autocast; parameters stay float32.
+    """Settings of the loop itself. `precision` is what the loss is computed in (`precision.PRECISIONS`).
 
     `attention` names the scaled-dot-product kernels allowed, of `torch.nn.attention.SDPBackend`: on CPU the backward
     pass of "MATH" is several times faster than the flash one where keys are few.
@@ -98,7 +97,7 @@ class LoopSettings:
     weight_decay: float = 0.005
     clip: float = 2.0
     average_decay: float = 0.999
-    precision: str = "bf16"
+    precision: str = "auto"
     compile: bool = False
     attention: tuple[str, ...] = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
     seed: int = 0
@@ -119,7 +118,7 @@ class LoopSettings:
         for name in ("final_rate", "average_decay"):
             check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
         check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
-        check("precision", self.precision, self.precision in ("bf16", "fp32"), "bf16 or fp32")
+        check("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         check("seed", self.seed, 0 <= self.seed < 128, "from 0 to 127")  # beyond, seeds of scenes meet held-out ones
         check("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
         known = bool(self.attention) and all(name in _KERNELS for name in self.attention)
@@ -202,8 +201,7 @@ class Trainer:
             group["lr"] = settings.learning_rate * factor
         self.network.train()
         torch.manual_seed(settings.seed * 1_000_003 + self.step)  # for layers that draw by themselves
-        context = torch.autocast(CPU, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
-        with context, sdpa_kernel([getattr(SDPBackend, name) for name in settings.attention]):
+        with autocast(settings.precision), sdpa_kernel([getattr(SDPBackend, name) for name in settings.attention]):
             loss, figures = self.task.loss(self.step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)

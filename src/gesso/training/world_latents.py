@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gesso.devices import CPU
 from gesso.training.latents import store, stored_digest
 from gesso.training.pictures import to_tensor
+from gesso.training.precision import autocast
 from gesso.worlds import shapes
 from gesso.worlds.shapes import Claim, Scene, every
 
@@ -59,7 +59,7 @@ class WorldLatents:
     @classmethod
     def stored(cls, folder: Path, scenes: EveryScene, report: Callable[[int], None]) -> WorldLatents:
         """By the files of a run's folder; makes those that are missing. Raises FileError, RunError."""
-        with torch.autocast(CPU, torch.bfloat16):
+        with autocast():
             stored = store(folder, scenes, len(every.training_numbers()), 1, report)
         return cls(torch.from_numpy(np.concatenate([shard["latent"] for shard in stored.shards])))
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from gesso.engine import memory
+from gesso.engine.budget import weights_bytes
 from gesso.engine.engine import Engine
-from gesso.engine.loading import load_pipeline, load_planner, memory_mode
+from gesso.engine.loading import load_pipeline, load_planner, measure, memory_mode
 from gesso.engine.loading.build import Build
 from gesso.engine.memory import choose, needed, options, peaks
 from gesso.errors import OutOfMemoryError, RequestError
@@ -158,6 +159,20 @@ def test_pictures_and_plans_say_the_mode(tmp_path: Path) -> None:
     plan = planner.plan(request.model_copy(update={"seed": 1}))
     assert plan == loaded.plan(request.model_copy(update={"seed": 1}))
     assert peaks(planner, plan) == peaks(loaded, plan)
+
+
+@pytest.mark.parametrize("mode", ["auto", "full", "8bit"])
+def test_a_budget_is_asked_for_what_the_mode_will_hold(tmp_path: Path, mode: str) -> None:
+    folder = str(tiny_flux.write_tiny_flux(tmp_path / "flux"))
+    held = weights_bytes([load_pipeline(folder, "cpu", memory=mode)])
+    assert measure(folder, "cpu", memory=mode) == pytest.approx(held, rel=0.02)
+
+
+def test_a_budget_is_asked_for_what_is_there_at_once(tmp_path: Path) -> None:
+    folder = str(tiny_flux.write_tiny_flux(tmp_path / "flux"))
+    needs = [measure(folder, "cpu", memory=mode) or 0 for mode in ("full", *map(str, EXACT[1:]), "offload+8bit")]
+    full, offload, model_offload, group_offload, quantized = needs
+    assert full > offload >= model_offload > group_offload > 0 and offload > quantized > 0
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read(

@@ -17,7 +17,7 @@ from gesso.devices import CPU, META, check_dtype, kind_of
 from gesso.engine.acceleration import PLAIN, Acceleration
 from gesso.engine.device import check_device, default_device, has_fast_bfloat16
 from gesso.engine.loading.build import Build
-from gesso.engine.memory import asking, choose, is_small
+from gesso.engine.memory import asking, choose, is_small, most_held
 from gesso.engine.planning import planned
 from gesso.errors import WeightsError
 from gesso.memory_modes import AUTO, FULL, MemoryMode, parse_mode
@@ -91,12 +91,17 @@ def load_planner(name_or_path: str, device: str | None = None, dtype: str | None
     return _load(entry, Build(device=META, dtype=chosen))
 
 
-def measure(name_or_path: str, device: str, dtype: str | None = None) -> int | None:
-    """About how many bytes the weights of a model take on the device; None where nobody knows before they are there.
+def measure(name_or_path: str, device: str, dtype: str | None = None, memory: str = AUTO) -> int | None:
+    """About how many bytes the weights of a model take on the device, at most at once in the memory mode; None where
+    nobody knows before they are there.
 
     Raises as `load_pipeline` does for a model that is not here.
     """
     entry = _complete_entry(name_or_path)
+    mode = FULL if memory == AUTO else parse_mode(memory)
+    planner = None if mode == FULL else load_planner(name_or_path, device, dtype)
+    if planner is not None and (count := most_held(planner, mode)):
+        return count
     count = sum(entry.count_parameters().values())
     return count * _dtype(entry, check_device(device), dtype).itemsize or None
 
