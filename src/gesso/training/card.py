@@ -6,7 +6,8 @@
         [--autoencoder RUN_FOLDER] [--recogniser RUN_FOLDER] [--flux RUN_FOLDER]        (a model that paints people)
 
 The run is that of the network which gives the model its name. Runs of what it builds on may be left out: a model that
-goes on from another one, or that shares a part, has none of its own. Needs matplotlib (`pip install 'gesso[train]'`).
+goes on from another one, or that shares a part, has none of its own; what the folder then holds of them from an earlier
+card (`training-….json`) stays and counts. Needs matplotlib (`pip install 'gesso[train]'`).
 Not here: training, scoring (`gesso eval shapes --output`, `gesso eval faces --output`).
 """
 
@@ -98,9 +99,10 @@ def write_card(model: Path, run: Path, scores: Sequence[Path], stages: Mapping[s
     sheets = sorted(run.glob("samples-*.png"))
     if not sheets:
         raise FileError(run, "holds no sample sheet", "train at least one evaluation")
+    kept = {name: log for name in kind.stages if name not in earlier and (log := _kept_log(model, name))}
     logs = {name: _log(folder) for name, folder in earlier.items()} | {kind.network: _log(run)}
     write = _people_card if kind is _PEOPLE else _shapes_card
-    text = write(model, config, kind, measured, logs, [*earlier.values(), run])
+    text = write(model, config, kind, measured, kept | logs, [*earlier.values(), run])
     with written_aside(model / "loss.png") as aside:
         draw_losses(logs, aside)
     contents = {"samples.png": sheets[-1].read_bytes(), "README.md": text.encode()}
@@ -267,6 +269,8 @@ def _commands(kind: _Kind, logs: Mapping[str, Log], runs: Sequence[Path]) -> str
     sittings = [f"{name} in {_sittings(log)}" for name, log in logs.items() if _sittings(log) > 1]
     if sittings:
         lines.append(f"Trained in more than one sitting: {', '.join(sittings)}.")
+    before = [name for name, log in logs.items() if not any("loss" in row for row in log)]
+    lines += [f"Its {name} is that of an earlier training, which is not counted." for name in before]
     settings = recipes[-1]["settings"]
     if went_on := [f"`{recipe['recipe']}`" for recipe in recipes if recipe["settings"].get("start_from")]:
         lines.append(
@@ -316,6 +320,13 @@ def _seconds(rows: Log) -> float:
 def _sittings(rows: Log) -> int:
     clocks = [row["seconds"] for row in rows if "seconds" in row]
     return 1 + sum(after < before for before, after in pairwise(clocks))
+
+
+def _kept_log(model: Path, stage: str) -> Log:
+    """The last evaluation of what an earlier card was told of, as a log without losses; empty where there is none."""
+    path = model / f"training-{stage}.json"
+    facts = _read_json(path, "train the stage again") if path.is_file() else {}
+    return [{f"evaluation/{name}": value for name, value in facts["evaluation"].items()}] if facts else []
 
 
 def _log(run: Path) -> Log:

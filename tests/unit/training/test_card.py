@@ -61,6 +61,18 @@ def test_without_the_first_stage(flux: Path, flux_run: Path, score: Path) -> Non
     assert not (flux / "training-autoencoder.json").exists()
 
 
+def test_what_an_earlier_card_was_told_stays(flux: Path, flux_run: Path, kl_autoencoder_run: Path, score: Path) -> None:
+    told = write_card(flux, flux_run, [score], {"autoencoder": kl_autoencoder_run}).read_text()
+    recorded = (flux / "training-autoencoder.json").read_bytes()
+    text = write_card(flux, flux_run, [score]).read_text()
+    (line,) = re.findall(r"Autoencoder on held-out scenes: .* dB\.", told)
+    assert line in text
+    assert "`gesso train tiny-flow`; about" in text
+    assert "Its autoencoder is that of an earlier training, which is not counted." in text
+    assert "`training-autoencoder.json`\nand `training.json` hold" in text
+    assert (flux / "training-autoencoder.json").read_bytes() == recorded
+
+
 def test_what_is_shared_is_counted_and_said(
     flux: Path, flux_run: Path, score: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
