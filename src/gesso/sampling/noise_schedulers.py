@@ -14,6 +14,8 @@ Names and what they are, by diffusers' class; "-karras" spaces the noise as arXi
     pndm         arXiv:2202.09778, linear multistep; one evaluation more than steps (PNDM)
     dpm++2m      multistep of order 2 (arXiv:2211.01095; DPMSolverMultistep); dpm++2m-sde: its stochastic form
     dpm++sde     single step of order 2, stochastic: every second evaluation is half-way (DPMSolverSinglestep)
+    deis         exponential integrator, multistep of order 2 (arXiv:2204.13902; DEISMultistep)
+    lms          linear multistep of order 4 (LMSDiscrete); from noise alone, see `FROM_NOISE_ALONE`
     unipc        a predictor and corrector of order 2 (arXiv:2302.04867; UniPCMultistep)
     lcm          few steps, for networks distilled to it (arXiv:2310.04378; LCM)
 """
@@ -99,11 +101,16 @@ _SOLVERS = {
     "ddim": _Solver(module="ddim", kind="DDIMScheduler"),
     "ddpm": _Solver(module="ddpm", kind="DDPMScheduler"),
     "pndm": _Solver(module="pndm", kind="PNDMScheduler", settings={"skip_prk_steps": True}),
+    "deis": _Solver(module="deis_multistep", kind="DEISMultistepScheduler", settings=_PLAIN),
+    "lms": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_PLAIN),
+    "lms-karras": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_KARRAS),
     "unipc": _Solver(module="unipc_multistep", kind="UniPCMultistepScheduler", settings=_PLAIN),
     "lcm": _Solver(module="lcm", kind="LCMScheduler"),
 }
 
 NAMES = tuple(_SOLVERS)
+FROM_NOISE_ALONE = ("lms", "lms-karras")
+"""Those that cannot take the last of their steps alone: diffusers weighs outputs of steps that were not taken."""
 
 
 def check_name(name: str) -> None:
@@ -147,7 +154,8 @@ def make_noise_scheduler(
     `config` are the values of a model's `scheduler_config.json`.
 
     Mirrors `retrieve_timesteps` and `get_timesteps` of diffusers' Stable Diffusion XL pipelines.
-    Raises RequestError for an unknown name, more steps than the schedule has, and a strength that leaves no step.
+    Raises RequestError for an unknown name, more steps than the schedule has, a strength that leaves no step, and a
+    picture where the scheduler cannot begin from one.
     """
     check_name(name)
     settings = settings_of(name, config)
@@ -158,6 +166,9 @@ def make_noise_scheduler(
         scheduler: Any = _SOLVERS[name].load()(**settings)
         scheduler.set_timesteps(steps, device=CPU)
     skipped = (steps - min(int(steps * strength), steps)) * scheduler.order
+    if skipped and name in FROM_NOISE_ALONE:
+        able = ", ".join(each for each in NAMES if each not in FROM_NOISE_ALONE)
+        raise RequestError("scheduler", name, "one that begins from a picture", f"one of: {able}")
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     timesteps_N = scheduler.timesteps[skipped:]

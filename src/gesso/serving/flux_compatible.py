@@ -45,6 +45,9 @@ SCHEDULERS = {
     "DPM++ SDE": "dpm++sde",
     "DPM++ SDE Karras": "dpm++sde-karras",
     "DDPM": "ddpm",
+    "DEIS": "deis",
+    "LMS": "lms",
+    "LMS Karras": "lms-karras",
     "UniPC": "unipc",
     "LCM": "lcm",
 }

@@ -228,7 +228,7 @@ def test_unknown_fields_are_told() -> None:
         ({"guidance": float("nan")}, "guidance nan is not"),
         ({"aspect_ratio": "7:1"}, 'aspect_ratio "7:1" is not one of: 1:1, 2:3'),
         ({"output_format": "gif"}, 'output_format "gif" is not one of: webp, png, jpg'),
-        ({"scheduler": "LMS"}, 'scheduler "LMS" is not one of: DDIM'),
+        ({"scheduler": "PLMS"}, 'scheduler "PLMS" is not one of: DDIM'),
         ({"scheduler": 3}, "scheduler 3 is not text"),
         ({"prompt": ""}, 'prompt "" is not text of 1 to 2000 characters'),
         ({"prompt": "x", "negative_prompt": "x" * 2001}, 'negative_prompt "xxx'),
