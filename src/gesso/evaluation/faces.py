@@ -128,7 +128,7 @@ def evaluate(
         paths = people.write_references(asked, Path(folder), _SIDE)
         requests = [
             parse_request(
-                {**settings, "prompt": trial.prompt, "seed": seed + number}
+                {"safety": "off", **settings, "prompt": trial.prompt, "seed": seed + number}
                 | {"identity": {**(identity or {}), "image": str(path)}}
             )
             for number, (trial, path) in enumerate(zip(asked, paths, strict=True))

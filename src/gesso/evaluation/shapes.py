@@ -167,8 +167,9 @@ def _answers(engine: Engine, fields: Mapping[str, object], prompts: int, seed: i
 
 
 def _request(prompt: str, fields: Mapping[str, object], seed: int, number: int) -> GenerationRequest:
-    request = parse_request({**fields, "prompt": prompt})
-    return parse_request({**fields, "prompt": prompt, "seed": seed + number * request.num_images})
+    fields = {"safety": "off", **fields, "prompt": prompt}  # a checker would hide from the judge what it flags
+    request = parse_request(fields)
+    return parse_request({**fields, "seed": seed + number * request.num_images})
 
 
 def _share(answers: list[Answer], category: str) -> Share:

@@ -3,7 +3,7 @@
 import pytest
 
 from gesso.engine import Engine
-from gesso.errors import RequestError
+from gesso.errors import FileError, RequestError
 from gesso.evaluation.shapes import Share, evaluate
 
 
@@ -19,3 +19,12 @@ def test_wilsons_interval(right: int, asked: int, low: float, high: float) -> No
 def test_every_category_needs_a_prompt() -> None:
     with Engine(device="cpu") as engine, pytest.raises(RequestError, match="prompts"):
         evaluate(engine, prompts=5)
+
+
+def test_a_safety_setting_does_not_come_before_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GESSO_SAFETY", "blur")
+    monkeypatch.setenv("GESSO_SAFETY_MODEL", "/no/checker")
+    with Engine(device="cpu") as engine:
+        assert len(evaluate(engine, {"model": "infinity-nano"}, prompts=6).answers) == 6
+        with pytest.raises(FileError, match="is no safety checker"):  # one that asks for it has it
+            evaluate(engine, {"model": "infinity-nano", "safety": "blur"}, prompts=6)
