@@ -29,14 +29,15 @@ from gesso.training.painting import sample_sheet, shapes_score
 from gesso.training.pictures import held_out_scenes, scenes_of_step
 from gesso.training.settings import MOST_SCENES, check
 from gesso.weights.files import fill
-from gesso.weights.infinity import load_tokenizer, load_transformer, load_word_encoder, parse
+from gesso.weights.infinity import load_schedules, load_tokenizer, load_transformer, load_word_encoder, parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfinitySettings:
     """`tokenizer` is the folder of an exported tokenizer; `generation` are the defaults written into the model.
 
-    `start_from` is the folder of an exported model of the same sizes to go on from, "" to begin from nothing.
+    `start_from` is the folder of an exported model of the same sizes to go on from, "" to begin from nothing; scales
+    that it had not begin as its last one.
     `train_text` is whether the word encoder learns too, or stays that of `start_from`. `reweight` gives every scale its
     due (`scale_weights`), `weigh_margins` every bit (`margin_weights`). `score_prompts` questions of the world's judge
     are part of an evaluation.
@@ -97,7 +98,7 @@ class InfinityTask:
         torch.manual_seed(seed)
         self.network = InfinityNetwork(settings)
         if settings.start_from:
-            _go_on_from(Path(settings.start_from), self.network)
+            _go_on_from(Path(settings.start_from), self.network, len(settings.schedule))
         self.network.text.requires_grad_(settings.train_text)
         self.grids = settings.schedule.latent_grids(settings.network.patchify)
         self.layout = self.network.transformer.layout(settings.schedule)
@@ -208,10 +209,16 @@ def _tokenizer(settings: InfinitySettings) -> Autoencoder:
     return tokenizer
 
 
-def _go_on_from(folder: Path, network: InfinityNetwork) -> None:
-    """Take the weights of an exported model. Raises WeightsError where its sizes differ."""
+def _go_on_from(folder: Path, network: InfinityNetwork, scales: int) -> None:
+    """Take the weights of an exported model; scales that it had not begin as its last one.
+
+    Raises WeightsError where its sizes differ.
+    """
     for part, source in ((network.transformer, load_transformer(folder)), (network.text, load_word_encoder(folder))):
         fill(part, source.state_dict(), folder)
+    known = max(map(len, load_schedules(folder).values()))
+    embedding_NC = network.transformer.scale_embedding.weight.detach()
+    embedding_NC[known:scales] = embedding_NC[known - 1]
 
 
 def _bits(logits_BLV: Tensor) -> Tensor:

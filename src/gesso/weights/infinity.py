@@ -24,6 +24,7 @@ from gesso.models.infinity.checkpoint import (
     infer_transformer_config,
     transformer_state,
 )
+from gesso.models.infinity.scales import ScaleSchedule
 from gesso.models.infinity.transformer import InfinityConfig, InfinityTransformer
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.weights import manifest, shared
@@ -55,6 +56,21 @@ def load_transformer(folder: Path) -> InfinityTransformer:
 def load_word_encoder(folder: Path) -> WordEncoder:
     """The word encoder of an exported folder, in float32."""
     return _load_own(folder, "text", WordEncoder, parse(WordEncoderConfig, read_config(folder).get("text"), folder))
+
+
+def load_schedules(folder: Path) -> dict[tuple[int, int], ScaleSchedule]:
+    """The scale schedules of an exported folder, by (height, width)."""
+    found = read_config(folder).get("schedules")
+    if not isinstance(found, Mapping):
+        raise FileError(folder, "its configuration lacks schedules", "export the model again")
+    return {_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in found.items()}
+
+
+def _size(name: str, folder: Path) -> tuple[int, int]:
+    width, _, height = name.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise FileError(folder, f"{name} is no size", "export the model again")
+    return int(height), int(width)
 
 
 def load_published_transformer(path: Path, *, patchify: bool = False) -> InfinityTransformer:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from gesso.engine.loading import load_pipeline
 from gesso.errors import RunError, WeightsError
 from gesso.metadata import read_record
+from gesso.models.infinity.scales import ScaleSchedule
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.request import GenerationRequest
 from gesso.training.autoencoder import psnr
@@ -24,7 +25,7 @@ from gesso.training.pictures import held_out_scenes, scenes_of_step, to_tensor
 from gesso.weights import manifest
 from gesso.weights.infinity import load_tokenizer
 from tests.oracle import run_plainly
-from tests.tiny_infinity import TOKENIZER
+from tests.tiny_infinity import SQUARE, TOKENIZER
 from tests.unit.cli.running import call
 from tests.unit.training.tiny_recipes import infinity_recipe, state_of
 
@@ -209,3 +210,16 @@ def test_going_on_from_an_exported_model(tokenizer_run: Path, infinity_run: Path
     other = replace(settings, network=replace(settings.network, depth=1))  # type: ignore[attr-defined]
     with pytest.raises(WeightsError, match=r"blocks\.1"):
         InfinityTask(other, batch=2, seed=0)
+
+
+def test_scales_that_the_earlier_model_lacked(tokenizer_run: Path, infinity_run: Path) -> None:
+    recipe = infinity_recipe(tokenizer_run / "export")
+    grids = (*SQUARE.grids, (4, 4), (4, 4))
+    longer = {"start_from": str(infinity_run / "export"), "schedule": ScaleSchedule(grids, SQUARE.rotary_grid)}
+    settings = replace(recipe.settings, **longer)  # type: ignore[type-var]
+    rows_NC = InfinityTask(settings, batch=2, seed=0).network.transformer.scale_embedding.weight  # type: ignore[arg-type]
+    exported = load_file(infinity_run / "export" / "transformer.safetensors")["scale_embedding.weight"].float()
+    last = len(SQUARE) - 1
+    assert torch.equal(rows_NC[: last + 1], exported[: last + 1])
+    assert torch.equal(rows_NC[last + 1 : last + 3], exported[last].expand(2, -1))
+    assert torch.equal(rows_NC[last + 3 :], exported[last + 3 :])

@@ -31,6 +31,7 @@ from gesso.weights.files import digest
 from gesso.weights.infinity import (
     load_published_tokenizer,
     load_published_transformer,
+    load_schedules,
     load_tokenizer,
     load_transformer,
     load_word_encoder,
@@ -50,7 +51,7 @@ def _planner(entry: Entry, build: Build) -> Pipeline:
             transformer=transformer,
             autoencoder=autoencoder,
             text=text,
-            schedules=_schedules(entry.folder),
+            schedules=load_schedules(entry.folder),
             defaults=_defaults(entry),
             name=entry.name,
             digest="",
@@ -66,7 +67,7 @@ def load_own(entry: Entry, build: Build) -> Pipeline:
     folder = entry.folder
     digests = manifest.verify(folder, tuple(name for name in entry.files if name != manifest.NAME))
     transformer, autoencoder, text = load_transformer(folder), load_tokenizer(folder), load_word_encoder(folder)
-    schedules, defaults = _schedules(folder), _defaults(entry)
+    schedules, defaults = load_schedules(folder), _defaults(entry)
     _check_fit(entry, transformer.config, autoencoder.config, text.config.width, schedules)
     _place(build, transformer, autoencoder, text)
     return InfinityPipeline(
@@ -143,20 +144,6 @@ def _defaults(entry: Entry) -> GenerationDefaults:
     except RequestError as error:
         raise FileError(entry.folder, f"its generation defaults are unusable: {error}", "export it again") from error
     return defaults
-
-
-def _schedules(folder: Path) -> dict[tuple[int, int], ScaleSchedule]:
-    found = read_config(folder).get("schedules")
-    if not isinstance(found, Mapping):
-        raise FileError(folder, "its configuration lacks schedules", "export the model again")
-    return {_size(name, folder): parse(ScaleSchedule, values, folder) for name, values in found.items()}
-
-
-def _size(name: str, folder: Path) -> tuple[int, int]:
-    width, _, height = name.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise FileError(folder, f"{name} is no size", "export the model again")
-    return int(height), int(width)
 
 
 def _files_of(path: Path) -> list[Path]:
