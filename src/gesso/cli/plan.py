@@ -44,15 +44,17 @@ def plan(
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline, load_planner
     from gesso.engine.planning import planned
+    from gesso.engine.safety import Guard
 
     place, kind = check_device(settings.device or default_device()), settings.dtype
     planner = load_planner(request.model, place, kind) or load_pipeline(request.model, place, kind)
     made = planned(planner, request, attention=settings.attention)
     foreseen, chosen = _memory(planner, made, settings.memory, place)
-    adapters = adapter_bytes(planner, made)
+    adapters, (safety, checker) = adapter_bytes(planner, made), Guard(settings).foreseen(request, place)
     speed = measured_speed(place)
     if as_json:
         more = {"memory": foreseen, "memory_mode": chosen, "adapters": dict(adapters)}
+        more["safety"] = {"mode": safety, "bytes": checker}
         typer.echo(json.dumps({**_as_object(made, speed, place), **more}, ensure_ascii=False))
         return
     pictures, noun, length = made.request.num_images, "picture", ""
@@ -66,6 +68,7 @@ def plan(
         ("work", f"{made.cost.flops / 1e9:,.1f} GFLOP, {made.cost.bytes / 2**20:,.0f} MiB moved, a {noun}"),
         *_cache_lines(made, noun),
         *_adapter_lines(made, adapters),
+        *_safety_lines(safety, checker),
         *_memory_lines(made, foreseen, chosen),
         (
             "seconds",
@@ -110,6 +113,13 @@ def _adapter_lines(made: "Plan", adapters: "list[tuple[str, int | None]]") -> "I
     for lora, (name, size) in zip(made.request.lora, adapters, strict=True):
         held = "not here yet, so that its memory is not counted" if size is None else f"{size / 2**20:,.1f} MiB"
         yield "lora", f"{name} at {lora.scale:g}, {held}"
+
+
+def _safety_lines(mode: str, checker: int | None) -> "Iterator[tuple[str, str]]":
+    """What looking at finished pictures takes beside the memory below."""
+    if mode != "off":
+        size = "it is not here yet" if checker is None else f"{checker / 2**20:,.1f} MiB on top of the memory below"
+        yield "safety", f"{mode}, by a checker: {size}"
 
 
 def _memory_lines(made: "Plan", foreseen: dict[str, int], chosen: str | None) -> "Iterator[tuple[str, str]]":

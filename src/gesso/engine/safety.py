@@ -8,14 +8,14 @@ belongs to the engine's thread. Not here: checkers (`gesso.safety`), how results
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gesso.devices import CPU
 from gesso.engine.memory import mode_of
-from gesso.errors import FileError, RequestError
+from gesso.errors import FileError, MissingError, RequestError
 from gesso.memory_modes import FULL
 from gesso.pipelines.contract import Output, Pipeline, Plan
 from gesso.safety import Checker, Decision, Mode, stricter
@@ -81,8 +81,26 @@ class Guard:
         self._digest, self._device = f"sha256:{digest(folder / name for name in FILES)}", device
         self._checker = checker
 
-    def _folder(self) -> Path:
-        """Where the checker lies that the settings name; one that was pulled is held against its checksums."""
+    def foreseen(self, request: GenerationRequest, device: str) -> tuple[Mode, int | None]:
+        """The mode that the request's pictures get, and the bytes of the checker's weights on the device: 0 where none
+        looks at them, None where it is not here.
+
+        Raises:
+            RequestError, WeightsError: what the settings name is no checker, or is damaged.
+        """
+        mode = self.mode(request)
+        if mode == "off":
+            return mode, 0
+        from gesso.safety.reading import checker_bytes
+
+        with suppress(FileError, MissingError):
+            return mode, checker_bytes(self._folder(checked=False), device)
+        return mode, None
+
+    def _folder(self, *, checked: bool = True) -> Path:
+        """Where the checker lies that the settings name; one that was pulled is held against its checksums, if it is to
+        be `checked`.
+        """
         from gesso.engine.loading import check_pulled
         from gesso.weights import catalogue
 
@@ -92,7 +110,8 @@ class Guard:
             if entry.family != FAMILY:
                 raise RequestError("safety_model", name, "a safety checker", f"it is a model of {entry.family}")
             entry.require_files()
-            check_pulled(entry)
+            if checked:
+                check_pulled(entry)
             return entry.folder
         folder = Path(name).expanduser() if name.startswith(("~/", "~\\")) else Path(name)
         if not folder.is_dir():

@@ -21,6 +21,7 @@ from gesso.safety.concepts import ConceptChecker
 from gesso.safety.decisions import Checker
 from gesso.safety.labels import LabelChecker
 from gesso.weights.configuration import read_config
+from gesso.weights.headers import read_header
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 """What a folder has to hold."""
@@ -48,9 +49,9 @@ def read_checker(folder: Path, device: str, *, unsafe: Sequence[str], threshold:
         if not (folder / name).is_file():
             raise FileError(folder, f"holds no safety checker (no {name})", _MENDED)
     kind = _kind(folder)
-    place, dtype = torch.device(device), torch.float32 if kind_of(device) == CPU else torch.float16
+    place = torch.device(device)
     with quiet():
-        network: Any = read_network(kind, folder, dtype)
+        network: Any = read_network(kind, folder, _dtype(device))
         processor = _processor(folder)
     if kind.__name__ == _CONCEPTS:
         checker: Checker = ConceptChecker(network, processor, place)
@@ -58,6 +59,16 @@ def read_checker(folder: Path, device: str, *, unsafe: Sequence[str], threshold:
         checker = LabelChecker(network, processor, place, unsafe=unsafe, threshold=threshold)
     checker.network.to(place)
     return checker
+
+
+def checker_bytes(folder: Path, device: str) -> int:
+    """What the weights of a folder's checker take on a device; none are read. Raises FileError, WeightsError."""
+    tensors = read_header(folder / FILES[-1])
+    return sum(tensor.count for tensor in tensors.values()) * _dtype(device).itemsize
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.float32 if kind_of(device) == CPU else torch.float16
 
 
 def _kind(folder: Path) -> Any:

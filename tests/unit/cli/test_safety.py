@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from gesso.metadata import read_record
 from gesso.pictures import read_pixels
@@ -21,6 +22,20 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
+
+
+def test_a_plan_counts_the_checker(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_folder: Path, tiny_infinity: Path
+) -> None:
+    command = ("plan", "a red star", "--model", tiny_infinity, "--device", "cpu")
+    assert "safety" not in call(capsys, *command).out
+    assert "safety    blur, by a checker: it is not here yet\n" in call(capsys, *command, "--safety", "blur").out
+    checker = write_checker(own_folder / "checker")
+    monkeypatch.setenv("GESSO_SAFETY_MODEL", str(checker))
+    planned = json.loads(call(capsys, *command, "--safety", "reject", "--json").out)["safety"]
+    weights = load_file(checker / "model.safetensors")
+    assert planned == {"mode": "reject", "bytes": 4 * sum(tensor.numel() for tensor in weights.values())}
+    assert "MiB on top of the memory below" in call(capsys, *command, "--safety", "blur").out
 
 
 def test_flagged_pictures_from_the_command_to_the_file(
