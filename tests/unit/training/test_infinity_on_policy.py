@@ -274,7 +274,7 @@ def test_networks_of_two_by_two_cells_a_token(infinity_run: Path, tmp_path: Path
         ({"guidances": "[]"}, "guidances"),
         ({"score_prompts": "-1"}, "score_prompts"),
         ({"side": "256"}, "side"),
-        ({"start_from": ""}, "train_text"),
+        ({"start_from": "", "train_text": "false"}, "train_text"),
         ({"weigh_margins": "false"}, "weigh_margins"),
     ],
 )
