@@ -326,7 +326,8 @@ def _kept_log(model: Path, stage: str) -> Log:
     """The last evaluation of what an earlier card was told of, as a log without losses; empty where there is none."""
     path = model / f"training-{stage}.json"
     facts = _read_json(path, "train the stage again") if path.is_file() else {}
-    return [{f"evaluation/{name}": value for name, value in facts["evaluation"].items()}] if facts else []
+    figures = facts.get("evaluation") or {}
+    return [{f"evaluation/{name}": value for name, value in figures.items()}] if figures else []
 
 
 def _log(run: Path) -> Log:
