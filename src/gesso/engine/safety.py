@@ -8,7 +8,7 @@ belongs to the engine's thread. Not here: checkers (`gesso.safety`), how results
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,16 +86,18 @@ class Guard:
         looks at them, None where it is not here.
 
         Raises:
-            RequestError, WeightsError: what the settings name is no checker, or is damaged.
+            RequestError, FileError, WeightsError: what the settings name is no checker, or is damaged.
         """
         mode = self.mode(request)
         if mode == "off":
             return mode, 0
         from gesso.safety.reading import checker_bytes
 
-        with suppress(FileError, MissingError):
-            return mode, checker_bytes(self._folder(checked=False), device)
-        return mode, None
+        try:
+            folder = self._folder(checked=False)
+        except MissingError:
+            return mode, None
+        return mode, checker_bytes(folder, device)
 
     def _folder(self, *, checked: bool = True) -> Path:
         """Where the checker lies that the settings name; one that was pulled is held against its checksums, if it is to

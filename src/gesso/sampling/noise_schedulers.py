@@ -61,11 +61,15 @@ class NoiseScheduler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Solver:
-    """A class of diffusers, and settings that stand over the model's own."""
+    """A class of diffusers, and settings that stand over the model's own.
+
+    `from_picture` where it can take the last of its steps alone.
+    """
 
     module: str
     kind: str
     settings: Mapping[str, object] = field(default_factory=dict)
+    from_picture: bool = True
 
     def load(self) -> Any:
         return getattr(importlib.import_module(f"{DIFFUSERS_CLASSES}{self.module}"), self.kind)
@@ -102,15 +106,15 @@ _SOLVERS = {
     "ddpm": _Solver(module="ddpm", kind="DDPMScheduler"),
     "pndm": _Solver(module="pndm", kind="PNDMScheduler", settings={"skip_prk_steps": True}),
     "deis": _Solver(module="deis_multistep", kind="DEISMultistepScheduler", settings=_PLAIN),
-    "lms": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_PLAIN),
-    "lms-karras": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_KARRAS),
+    "lms": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_PLAIN, from_picture=False),
+    "lms-karras": _Solver(module="lms_discrete", kind="LMSDiscreteScheduler", settings=_KARRAS, from_picture=False),
     "unipc": _Solver(module="unipc_multistep", kind="UniPCMultistepScheduler", settings=_PLAIN),
     "lcm": _Solver(module="lcm", kind="LCMScheduler"),
 }
 
 NAMES = tuple(_SOLVERS)
-FROM_NOISE_ALONE = ("lms", "lms-karras")
-"""Those that cannot take the last of their steps alone: diffusers weighs outputs of steps that were not taken."""
+FROM_NOISE_ALONE = tuple(name for name, solver in _SOLVERS.items() if not solver.from_picture)
+"""Those whose last steps weigh outputs of the first ones, also where diffusers did not take these."""
 
 
 def check_name(name: str) -> None:

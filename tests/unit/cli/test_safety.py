@@ -35,6 +35,9 @@ def test_a_plan_counts_the_checker(
     planned = json.loads(call(capsys, *command, "--safety", "reject", "--json").out)["safety"]
     weights = load_file(checker / "model.safetensors")
     assert planned == {"mode": "reject", "bytes": 4 * sum(tensor.numel() for tensor in weights.values())}
+    monkeypatch.setenv("GESSO_SAFETY_MODEL", "no/such/checker")
+    assert "is no safety checker" in call(capsys, *command, "--safety", "blur").err
+    monkeypatch.setenv("GESSO_SAFETY_MODEL", str(checker))
     assert "MiB on top of the memory below" in call(capsys, *command, "--safety", "blur").out
 
 
