@@ -113,7 +113,7 @@ def test_null_and_unknown_fields_are_taken(server: Server) -> None:
     assert "no_such_field" in (server.folder / "log").read_text()  # where Cog tells of what it drops
 
 
-@pytest.mark.parametrize("values", [{"num_outputs": 9}, {"scheduler": "LMS"}, {"seed": "x"}, {"guidance": 0.5}])
+@pytest.mark.parametrize("values", [{"num_outputs": 9}, {"scheduler": "PLMS"}, {"seed": "x"}, {"guidance": 0.5}])
 def test_values_out_of_bounds_are_refused_at_the_door(server: Server, values: dict[str, Any]) -> None:
     answer = server.post(**values)
     assert answer.status_code == 422
