@@ -33,6 +33,7 @@ _WITHOUT_EFFECT = (
     "guidance_normalization",
     "guidance_truncation",
     "clip_skip",
+    "refiner",
     "temperature",
     "top_k",
     "top_p",

@@ -19,11 +19,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from gesso.models import sdxl_checkpoint
 from gesso.models.sdxl_text import SdxlText
 from gesso.pipelines.sdxl import SdxlPipeline
+from gesso.pipelines.sdxl_refiner import RefinerNetwork, SdxlRefiner
 from gesso.pipelines.sdxl_state import SdxlDefaults
+from tests.adapter_files import AdapterFile
 from tests.tiny_flux import clip_tokenizer
 
 SMALL_WIDTH, LARGE_WIDTH, POOLED_WIDTH, SIZE_WIDTH = 16, 24, 20, 8
 CPU = torch.device("cpu")
+_LORA_LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 DEFAULTS = SdxlDefaults(width=64, height=64, steps=4, guidance=3.0)
 # The noise schedule of all of Stable Diffusion XL.
 SCHEDULE: dict[str, Any] = {
@@ -39,9 +42,10 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
-def tiny_unet(*, in_channels: int = 4) -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    values: dict[str, Any] = {
+def tiny_unet(*, in_channels: int = 4, seed: int = 0, **values: Any) -> UNet2DConditionModel:
+    """The UNet, with `values` over its usual sizes."""
+    torch.manual_seed(seed)
+    usual: dict[str, Any] = {
         "sample_size": 8,
         "in_channels": in_channels,
         "block_out_channels": (8, 16, 16),
@@ -57,9 +61,29 @@ def tiny_unet(*, in_channels: int = 4) -> UNet2DConditionModel:
         "addition_time_embed_dim": SIZE_WIDTH,
         "projection_class_embeddings_input_dim": POOLED_WIDTH + 6 * SIZE_WIDTH,
     }
-    network = UNet2DConditionModel(**values)
+    network = UNet2DConditionModel(**usual | values)
     _strengthen(network)
     return network.eval().requires_grad_(False)
+
+
+def tiny_refiner(*, zero_empty: bool = False, **schedule: Any) -> RefinerNetwork:
+    """A refiner: four levels, read with the larger encoder alone, and five numbers."""
+    values: dict[str, Any] = {
+        "block_out_channels": (12, 16, 16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": 2,
+        "attention_head_dim": (1, 2, 2, 2),
+        "cross_attention_dim": LARGE_WIDTH,
+        "projection_class_embeddings_input_dim": POOLED_WIDTH + 5 * SIZE_WIDTH,
+    }
+    return RefinerNetwork(unet=tiny_unet(seed=3, **values), scheduler=SCHEDULE | schedule, zero_empty=zero_empty)
+
+
+def tiny_guest(network: RefinerNetwork | None = None) -> SdxlRefiner:
+    """The guest that has one refiner by every name."""
+    made = network or tiny_refiner()
+    return SdxlRefiner(load=lambda _: made, shapes=lambda _: made)
 
 
 def tiny_autoencoder() -> AutoencoderKL:
@@ -96,7 +120,12 @@ def tiny_text() -> SdxlText:
 
 
 def tiny_pipeline(
-    defaults: SdxlDefaults = DEFAULTS, *, in_channels: int = 4, zero_empty: bool = True, **schedule: Any
+    defaults: SdxlDefaults = DEFAULTS,
+    *,
+    in_channels: int = 4,
+    zero_empty: bool = True,
+    refiner: SdxlRefiner | None = None,
+    **schedule: Any,
 ) -> SdxlPipeline:
     """The pipeline in float32, straight from its parts; `schedule` stands over the usual values."""
     return SdxlPipeline(
@@ -110,6 +139,7 @@ def tiny_pipeline(
         name="tiny-sdxl",
         digest="none",
         zero_empty=zero_empty,
+        refiner=refiner,
     )
 
 
@@ -130,6 +160,56 @@ def diffusers_pipeline(kind: Any, pipeline: SdxlPipeline, scheduler: Any = None)
     )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def diffusers_refiner(pipeline: SdxlPipeline, network: RefinerNetwork, scheduler: Any = None) -> Any:
+    """diffusers' own refiner beside the model whose larger encoder and autoencoder it has."""
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+        StableDiffusionXLImg2ImgPipeline,
+    )
+
+    text = pipeline.text
+    assert isinstance(text, SdxlText)
+    parts: dict[str, Any] = {
+        "text_encoder": None,
+        "text_encoder_2": text.large,
+        "tokenizer": None,
+        "tokenizer_2": clip_tokenizer(),
+        "scheduler": scheduler or EulerDiscreteScheduler.from_config(dict(network.scheduler)),
+    }
+    made: Any = StableDiffusionXLImg2ImgPipeline(
+        unet=network.unet,
+        vae=pipeline.autoencoder,
+        force_zeros_for_empty_prompt=network.zero_empty,
+        requires_aesthetics_score=True,
+        add_watermarker=False,
+        **parts,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def write_tiny_refiner(folder: Path) -> Path:
+    """The refiner as diffusers writes one, in the layout of the official folder."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    diffusers_refiner(tiny_pipeline(), tiny_refiner()).save_pretrained(folder)
+    return folder
+
+
+def write_refiner_file(folder: Path) -> Path:
+    """The refiner as a single file, with what such a file holds besides; beside it the sizes of a tiny one."""
+    write_tiny_refiner(folder)
+    for path in [folder / "model_index.json", *folder.rglob("*.safetensors")]:
+        path.unlink()
+    unet = tiny_refiner().unet
+    state = unet.state_dict()
+    tensors = {place.name: state[name] for name, place in sdxl_checkpoint.places("unet", unet).items()}
+    tensors |= {"conditioner.embedders.0.model.ln_final.weight": torch.ones(LARGE_WIDTH)}
+    tensors |= {"first_stage_model.decoder.conv_in.bias": torch.ones(2)}
+    save_file(tensors, folder / "refiner.safetensors", metadata={"format": "pt"})
+    return folder / "refiner.safetensors"
 
 
 def write_tiny_sdxl(folder: Path, pipeline: SdxlPipeline | None = None) -> Path:
@@ -179,6 +259,15 @@ def write_single_file(folder: Path, pipeline: SdxlPipeline | None = None, name: 
         path.unlink()
     save_file(original_tensors(pipeline), folder / name, metadata={"format": "pt"})
     return folder / name
+
+
+def write_sdxl_lora(path: Path) -> Path:
+    """A LoRA of one layer, strong enough to be seen."""
+    file = AdapterFile(tiny_unet())
+    file.lora(f"unet.{_LORA_LAYER}", _LORA_LAYER, "peft")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value * 20 for name, value in file.tensors.items()}, path)
+    return path
 
 
 def _strengthen(network: nn.Module) -> None:

@@ -114,10 +114,16 @@ class Predictor(BaseRunner):
         refine: str = Input(
             default="no_refiner",
             choices=["no_refiner", "expert_ensemble_refiner", "base_image_refiner"],
-            description="There is no refiner here; anything else is refused.",
+            description="SDXL's refiner takes over the last of the noise, or paints once more over the picture.",
         ),
-        high_noise_frac: float = Input(default=0.8, ge=0, le=1, description="Only of use with a refiner."),
-        refine_steps: int | None = Input(default=None, ge=1, description="Only of use with a refiner."),
+        high_noise_frac: float = Input(
+            default=0.8, ge=0, le=1, description="Share of the noise's way before expert_ensemble_refiner takes over."
+        ),
+        refine_steps: int | None = Input(
+            default=None,
+            ge=1,
+            description="Steps of base_image_refiner, which takes the last 0.3 of them; else num_inference_steps.",
+        ),
         apply_watermark: bool = Input(default=False, description="Add SDXL's invisible watermark."),
         use_standard_sdxl: bool = Input(default=False, description="Paint with SDXL base in place of Illustrious XL."),
         width: int | None = Input(

@@ -48,7 +48,8 @@ from typing import TYPE_CHECKING, cast
 
 from gesso.errors import FileError, RequestError
 from gesso.pictures import LARGEST_RECORD, record_text, write_picture
-from gesso.request import GenerationRequest, Identity, parse_request
+from gesso.request import GenerationRequest, parse_request
+from gesso.request_parts import Identity
 from gesso.videos import is_video, video_record_text, write_video
 
 if TYPE_CHECKING:

@@ -1,14 +1,12 @@
 """`GenerationRequest`: the only schema. Options, Python calls and metadata are all made from its fields.
 
-Here: the fields, their bounds, their help, and the one conversion from pydantic's errors to `RequestError`.
-Not here: what a particular model allows (its pipeline's `plan` checks that), files, and the command line's spelling.
+Here: the fields, their bounds and their help. Not here: fields of fields (`request_parts`), complaints in words
+(`request_words`), what a particular model allows (its pipeline's `plan` checks that), the command line's spelling.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,132 +14,21 @@ from pydantic import (
     ModelWrapValidatorHandler,
     StringConstraints,
     ValidationError,
-    field_serializer,
     field_validator,
     model_validator,
 )
 
 from gesso.cache_settings import CacheSettings
 from gesso.errors import RequestError
+from gesso.request_parts import Identity, Lora, Refiner
+from gesso.request_words import LARGEST_COUNT, LARGEST_SEED, request_error
 
-if TYPE_CHECKING:
-    from gesso.adapters.sources import Source
-
-LARGEST_SEED = 2**63 - 1
-LARGEST_COUNT = 2**31 - 1
-LARGEST_LORA_SCALE = 20.0  # either way; beyond it, every known adapter paints noise
 MOST_LORAS = 32  # in one request
 
 GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 LONGEST_LIST = 1000  # values; no schedule has more steps, and metadata stays small enough for EXIF
 Text = Annotated[str, StringConstraints(strip_whitespace=True)]
-
-
-class Identity(BaseModel):
-    """Whose face the pictures show. Its path alone stands for the whole of it.
-
-    Raises:
-        RequestError: on construction, for the first field that cannot be used.
-
-    Example:
-        >>> GenerationRequest(prompt="a man", identity="man.jpg").identity.image
-        'man.jpg'
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image: str = Field(description="Photograph of the person whose face is kept.", min_length=1, max_length=4096)
-    strength: float | None = Field(
-        default=None, description="How strongly the face is kept; else 1.", ge=0, le=2, allow_inf_nan=False
-    )
-    start: float | None = Field(
-        default=None, description="Share of the way from which the face acts; else 0.", ge=0, le=1, allow_inf_nan=False
-    )
-    end: float | None = Field(
-        default=None, description="Share of the way up to which the face acts; else 1.", ge=0, le=1, allow_inf_nan=False
-    )
-    pose: str | None = Field(
-        default=None, description="Picture of a face that is held as it shall be.", min_length=1, max_length=4096
-    )
-    variant: Literal["aes_stage2", "sim_stage1"] | None = Field(
-        default=None, description="aes_stage2 for text and looks (the default), sim_stage1 for likeness."
-    )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(value, str):
-            value = {"image": value}
-        elif not isinstance(value, Mapping | cls):
-            raise RequestError("identity", value, "the path of a photograph, or a mapping with image")
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise request_error(error, cls, "identity.") from None
-
-    @model_validator(mode="after")
-    def _window_is_open(self) -> Self:
-        if self.start is not None and self.end is not None and self.start > self.end:
-            raise RequestError("identity.start", self.start, f"at most identity.end, {self.end}")
-        return self
-
-
-class Lora(BaseModel):
-    """A LoRA or other adapter, and how strongly it is wanted. "SOURCE::0.8" alone stands for the whole of it.
-
-    Written as JSON, the source is without what may be a secret in its address.
-
-    Raises:
-        RequestError: on construction, for the first field that cannot be used.
-
-    Example:
-        >>> GenerationRequest(prompt="a cat", lora="owner/style::0.8").lora
-        (Lora(source='owner/style', scale=0.8),)
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = Field(description="Where it comes from.", min_length=1, max_length=4096)
-    scale: float | None = Field(
-        default=None,
-        description="How strongly it acts; else 1.",
-        ge=-LARGEST_LORA_SCALE,
-        le=LARGEST_LORA_SCALE,
-        allow_inf_nan=False,
-    )
-
-    @property
-    def key(self) -> str:
-        """The same for every spelling of one source, whatever its scale."""
-        return _source(self.source).key
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        from gesso.adapters.sources import split_scale
-
-        values: object = {"source": value} if isinstance(value, str) else value
-        if not isinstance(values, Mapping | cls):
-            raise RequestError("lora", value, "a source such as owner/style::0.8, or a mapping with source")
-        if isinstance(values, Mapping) and isinstance(text := values.get("source"), str):
-            try:
-                plain, scale = split_scale(text.strip())
-            except RequestError as error:
-                raise RequestError("lora.scale", error.value, error.allowed) from None
-            if scale is not None and values.get("scale") is not None:
-                raise RequestError("lora.scale", values["scale"], "usable here", f"the source says {scale:g} already")
-            values = {**values, "source": plain, **({"scale": scale} if scale is not None else {})}
-        try:
-            made = handler(values)
-        except ValidationError as error:
-            raise request_error(error, cls, "lora.") from None
-        _source(made.source)
-        return made
-
-    @field_serializer("source", when_used="json")
-    def _without_secrets(self, source: str) -> str:
-        return _source(source).shown if "?" in source else source
 
 
 class GenerationRequest(BaseModel):
@@ -249,6 +136,9 @@ class GenerationRequest(BaseModel):
     identity: Identity | None = Field(
         default=None, description="FLUX: photograph of the person whose face the pictures show."
     )
+    refiner: Refiner | None = Field(
+        default=None, description="SDXL: second network that finishes the pictures, such as sdxl-refiner."
+    )
     lora: tuple[Lora, ...] = Field(
         default=(), description="LoRA or other adapter, as SOURCE or SOURCE::SCALE.", max_length=MOST_LORAS
     )
@@ -309,91 +199,3 @@ def parse_request(values: Mapping[str, object]) -> GenerationRequest:
         2
     """
     return GenerationRequest.model_validate(dict(values))
-
-
-def allowed_values(field: str, kind: type[BaseModel] = GenerationRequest) -> str:
-    """The allowed values of a request's field in words ("1 to 10000"), "" where the type says it all.
-
-    Example:
-        >>> allowed_values("num_images")
-        '1 to 10000'
-    """
-    information = kind.model_fields[field]
-    low, high, opened = "", "", False
-    for bound in _constraints((*information.metadata, information.annotation)):
-        match bound:
-            case Ge(ge=value) | MinLen(min_length=value):
-                low = str(value)
-            case Gt(gt=value):
-                low, opened = str(value), True
-            case Le(le=value) | MaxLen(max_length=value):
-                high = str(value).replace(str(LARGEST_SEED), "2^63 - 1").replace(str(LARGEST_COUNT), "2^31 - 1")
-            case _:
-                pass
-    unit = " characters" if _is_text(information.annotation) else ""
-    if opened:
-        return f"above {low} and at most {high}{unit}"
-    if high:
-        return f"{low} to {high}{unit}" if low else f"at most {high}{unit}"
-    return ""
-
-
-def _source(text: str) -> "Source":
-    """Where an adapter comes from, read from what was written. Raises RequestError."""
-    from gesso.adapters.sources import parse
-
-    try:
-        return parse(text)
-    except RequestError as error:
-        raise RequestError("lora", error.value, error.allowed, error.hint) from None
-
-
-def _constraints(parts: Sequence[object]) -> Iterator[object]:
-    """Every bound among `parts` and inside them: pydantic nests those of a union's members in its type."""
-    for part in parts:
-        yield part
-        yield from _constraints(getattr(part, "metadata", []) if not get_args(part) else get_args(part))
-
-
-def _is_text(annotation: object) -> bool:
-    return annotation is str or any(_is_text(part) for part in get_args(annotation))
-
-
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _type_words(annotation: object) -> str:
-    for kind, words in _TYPE_WORDS.items():
-        if annotation is kind or any(_type_words(part) == words for part in get_args(annotation)):
-            return words
-    return ""
-
-
-def request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> RequestError:
-    """The first of pydantic's complaints in our words; bounds and names come from the fields, not from its texts."""
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return RequestError("request", first["input"], "a mapping of field names to values")
-    field = str(first["loc"][0])
-    if field not in kind.model_fields:
-        known = list(kind.model_fields)
-        near = get_close_matches(field, known, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
-        return RequestError("field", f"{prefix}{field}", "a field of a request", hint)
-    if first["type"] == "missing":
-        return RequestError(f"{prefix}{field}", "", "given", "every request needs it" if not prefix else "")
-    return RequestError(f"{prefix}{field}", first["input"], _allowed_sentence(field, kind))
-
-
-def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
-    """What may stand in a field, as it completes "width 5 is not …": "a whole number from 8 to 16384"."""
-    annotation = kind.model_fields[field].annotation
-    members = [each for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal]
-    names = [str(name) for member in members for name in get_args(member)]
-    if names:
-        return f"one of: {', '.join(names)}"
-    type_words, words = _type_words(annotation), allowed_values(field, kind)
-    if type_words == "text":
-        return f"text of {words}" if words else "text"
-    joint = "" if not words or words.startswith(("above", "at most")) else "from "
-    return f"{type_words} {joint}{words}".strip()

@@ -17,7 +17,15 @@ from tests.contract.subjects import Subject
 from tests.oracle import run_plainly
 
 PROMPTS = ("a star", "two blue rings", "a red ring")
-OPTIONAL = {"init_image", "init_strength", "mask", "identity", "cache", "safety"}  # the engine fills in the last
+OPTIONAL = {
+    "init_image",
+    "init_strength",
+    "mask",
+    "identity",
+    "refiner",
+    "cache",
+    "safety",
+}  # the engine fills the last
 SOME_VALUE: dict[str, object] = {
     "steps": 3,
     "scheduler": "euler",

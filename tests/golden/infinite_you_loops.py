@@ -23,7 +23,8 @@ from gesso.models import flux_network
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxDefaults, FluxState
 from gesso.pipelines.infinite_you import InfiniteYou, Networks
-from gesso.request import GenerationRequest, Identity
+from gesso.request import GenerationRequest
+from gesso.request_parts import Identity
 from gesso.sampling.schedulers import bend_of_tokens, make_scheduler
 from gesso.sampling.windows import in_window
 from tests.golden.comparison import Comparison

@@ -29,7 +29,7 @@ from gesso.adapters.apply_layer import Layer, Part
 from gesso.adapters.apply_rows import RowsOfCall, reads_prompts, rows_of
 from gesso.adapters.formats.reading import Adapter
 from gesso.errors import RequestError, RunError
-from gesso.request import LARGEST_LORA_SCALE
+from gesso.request_parts import LARGEST_LORA_SCALE
 
 
 class Use(NamedTuple):

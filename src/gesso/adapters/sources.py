@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from gesso.errors import RequestError
 from gesso.network import shown as shown_url
-from gesso.request import LARGEST_LORA_SCALE
+from gesso.request_parts import LARGEST_LORA_SCALE
 
 Site = Literal["huggingface", "civitai", "replicate", "url", "file"]
 

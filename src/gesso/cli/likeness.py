@@ -11,7 +11,8 @@ from gesso.cli.painting import paint_most
 from gesso.cli.view import View
 from gesso.errors import CancelledError, RejectedError, RequestError
 from gesso.events import Result
-from gesso.request import LARGEST_SEED, GenerationRequest, Identity
+from gesso.request import LARGEST_SEED, GenerationRequest
+from gesso.request_parts import Identity
 
 if TYPE_CHECKING:
     from gesso.engine import Engine

@@ -9,22 +9,38 @@ import re
 import secrets
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Union, cast, get_args, get_origin
+from typing import Annotated, NamedTuple, Union, cast, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gesso.errors import RequestError
-from gesso.request import GenerationRequest, Identity, allowed_values, parse_request
+from gesso.request import GenerationRequest, parse_request
+from gesso.request_parts import Identity, Refiner
+from gesso.request_words import allowed_values
 
 PANEL = "The request"
-IDENTITY_PANEL = "A person, with --identity"
 SIZE_PANEL = "Ways to say the size"
 
 # Defaults that differ on the command line: one person at a terminal wants the same pixels again, a server wants speed.
 _COMMAND_LINE_DEFAULTS: dict[str, object] = {"deterministic": True}
 _LARGEST_DRAWN_SEED = 2**31
+
+
+class _Part(NamedTuple):
+    """A field with fields of its own: what it is, its schema, and the field of that which stands for the whole."""
+
+    what: str
+    schema: type[BaseModel]
+    named: str
+    panel: str
+
+
+_PARTS = {
+    "identity": _Part("photograph", Identity, "image", "A person, with --identity"),
+    "refiner": _Part("refiner", Refiner, "model", "A refiner of SDXL, with --refiner"),
+}
 
 
 def request_options(*, without: Sequence[str] = ()) -> Callable[[Callable[..., object]], Callable[..., object]]:
@@ -35,7 +51,7 @@ def request_options(*, without: Sequence[str] = ()) -> Callable[[Callable[..., o
 
     def decorate(function: Callable[..., object]) -> Callable[..., object]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        everything = (*_field_parameters(), *_identity_parameters(), *_size_parameters())
+        everything = (*_field_parameters(), *_part_parameters(), *_size_parameters())
         made = [each for each in everything if each.name not in without]
         names = [parameter.name for parameter in made]
 
@@ -70,7 +86,9 @@ def request_fields(options: Mapping[str, object], default_size: tuple[int, int] 
         elif isinstance(value, list):
             fields[name] = tuple(value)
     fields |= _size(options, default_size)
-    return fields | _identity(options)
+    for name, part in _PARTS.items():
+        fields |= _part(name, part, options)
+    return fields
 
 
 def check_fields(fields: Mapping[str, object]) -> None:
@@ -107,33 +125,34 @@ def _field_parameters() -> list[inspect.Parameter]:
     return made
 
 
-def _identity_parameters() -> list[inspect.Parameter]:
-    """One option a field of a person but the photograph, which `--identity` itself names."""
+def _part_parameters() -> list[inspect.Parameter]:
+    """One option a field of a part but the one that stands for the whole of it, which `--identity` itself names."""
     made = []
-    for field, information in Identity.model_fields.items():
-        if field != "image":
-            option = typer.Option(
-                f"--identity-{field}",
-                help=_help(field, information, Identity),
-                rich_help_panel=IDENTITY_PANEL,
-                metavar=_metavar(information),
-            )
-            made.append(_keyword(f"identity_{field}", str | None, option, None))
+    for name, part in _PARTS.items():
+        for field, information in part.schema.model_fields.items():
+            if field != part.named:
+                option = typer.Option(
+                    f"--{name}-{field}",
+                    help=_help(field, information, part.schema),
+                    rich_help_panel=part.panel,
+                    metavar=_metavar(information),
+                )
+                made.append(_keyword(f"{name}_{field}", str | None, option, None))
     return made
 
 
-def _identity(options: Mapping[str, object]) -> dict[str, object]:
-    """The person: the photograph's path alone, or with what was said of it besides."""
+def _part(name: str, part: _Part, options: Mapping[str, object]) -> dict[str, object]:
+    """A part of a request: what it is named by alone, or with what was said of it besides."""
     said = {
-        field: _read(field, str(options[f"identity_{field}"]), Identity)
-        for field in Identity.model_fields
-        if options.get(f"identity_{field}") is not None
+        field: _read(field, str(options[f"{name}_{field}"]), part.schema)
+        for field in part.schema.model_fields
+        if options.get(f"{name}_{field}") is not None
     }
-    photograph = options.get("identity")
-    if said and photograph is None:
-        first = f"--identity-{next(iter(said))}"
-        raise RequestError(first, next(iter(said.values())), "usable alone", "name the photograph with --identity")
-    return {"identity": {"image": photograph, **said}} if said else {}
+    named = options.get(name)
+    if said and named is None:
+        first = f"--{name}-{next(iter(said))}"
+        raise RequestError(first, next(iter(said.values())), "usable alone", f"name the {part.what} with --{name}")
+    return {name: {part.named: named, **said}} if said else {}
 
 
 def _size_parameters() -> list[inspect.Parameter]:

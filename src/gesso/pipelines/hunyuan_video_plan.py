@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
 _UNUSED = ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
-_UNUSED += ("identity", "clip_skip")
+_UNUSED += ("identity", "clip_skip", "refiner")
 
 
 class HunyuanVideoPlanner:

@@ -26,7 +26,8 @@ from gesso.identity.reader import likeness
 from gesso.models import flux_cost, infusenet
 from gesso.pipelines.contract import Cost
 from gesso.pipelines.planning import value_or
-from gesso.request import GenerationRequest, Identity
+from gesso.request import GenerationRequest
+from gesso.request_parts import Identity
 from gesso.sampling.windows import in_window
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
 _WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
-_WITHOUT_EFFECT += ("frames", "fps", "mask", "clip_skip")
+_WITHOUT_EFFECT += ("frames", "fps", "mask", "clip_skip", "refiner")
 
 
 class InfinityPipeline:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 _UNUSED = ("guidance_layer", "true_guidance", "guidance_normalization", "guidance_truncation")
-_UNUSED += ("temperature", "top_k", "top_p", "frames", "fps", "mask", "clip_skip")
+_UNUSED += ("temperature", "top_k", "top_p", "frames", "fps", "mask", "clip_skip", "refiner")
 
 
 class QwenImagePlanner:

@@ -3,11 +3,13 @@
 Here: what is peculiar to the family. Text, latents, schedulers and pixels are diffusers' and transformers'; the loop
 is the engine's. With the same weights, in the same batches, it makes the same bits as diffusers'
 `StableDiffusionXLPipeline`, `…Img2ImgPipeline` and `…InpaintPipeline`; comments name what mirrors them. What a request
-means to SDXL is in `sdxl_plan`. Not here: files and dtypes (`engine/loading`), networks (diffusers).
+means to SDXL is in `sdxl_plan`, what its refiner is in `sdxl_refiner`. Not here: files and dtypes (`engine/loading`),
+networks (diffusers).
 
 Random numbers: picture i has one CPU generator seeded `seed + i`. It draws, in this order: where a picture is given,
 the sample of that picture's posterior; the initial noise; where a mask is given, the sample of the posterior of what
-stays of the picture; then whatever noise the scheduler takes at its steps. All are of the latent's shape `[1,C,h,w]`.
+stays of the picture; then whatever noise the scheduler takes at its steps, and where a refiner begins anew, the noise
+for that. All are of the latent's shape `[1,C,h,w]`.
 Shapes: B pictures, C latent channels, h w latent cells, H W pixels, T text tokens, E P text widths.
 """
 
@@ -25,21 +27,24 @@ from PIL import Image
 from torch import Tensor
 
 from gesso.pictures import read_pixels
+from gesso.pipelines import sdxl_refiner
 from gesso.pipelines.contract import Output, Plan
 from gesso.pipelines.latent_preview import LinearPreview
 from gesso.pipelines.planning import chunks
 from gesso.pipelines.sdxl_plan import SdxlPlanner, guidance_values
+from gesso.pipelines.sdxl_refiner import RefinerNetwork, Schedule, SdxlRefiner
 from gesso.pipelines.sdxl_state import (
     GivenPicture,
     Inpainting,
+    Leg,
     ReadText,
     SdxlConditioning,
     SdxlDefaults,
     SdxlState,
     TextEncoder,
+    Texts,
 )
 from gesso.request import GenerationRequest
-from gesso.sampling.noise_schedulers import NoiseScheduler
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -53,7 +58,7 @@ class SdxlPipeline:
     `scheduler` are the values of the model's `scheduler_config.json`: its noise schedule and what the network predicts.
     `zero_empty` says that an empty negative prompt is no text at all but zeros. Networks work on `device` in `dtype`,
     the autoencoder in float32 where its configuration says `force_upcast`. They may be on the meta device; it can plan
-    then, and nothing else.
+    then, and nothing else. `refiner` is the guest that finishes pictures whose requests have one.
     """
 
     def __init__(
@@ -69,11 +74,12 @@ class SdxlPipeline:
         name: str,
         digest: str,
         zero_empty: bool = True,
+        refiner: SdxlRefiner | None = None,
     ) -> None:
         self.unet, self.autoencoder, self.text, self.zero_empty = unet, autoencoder, text, zero_empty
         self.scheduler, self.defaults, self.name, self.digest = dict(scheduler), defaults, name, digest
-        self.device, self.dtype = device, dtype
-        self.planner = SdxlPlanner(unet, autoencoder, text, self.scheduler, defaults, dtype, name)
+        self.device, self.dtype, self.refiner = device, dtype, refiner
+        self.planner = SdxlPlanner(unet, autoencoder, text, self.scheduler, defaults, dtype, name, refiner)
         values: Any = autoencoder.config
         self.stride, self.latent_channels = self.planner.stride, self.planner.latent_channels
         self._scale: float = values["scaling_factor"]
@@ -100,17 +106,33 @@ class SdxlPipeline:
         )
         return [
             SdxlConditioning(
-                prompts[_prompt(plan)],
-                negatives[plan.request.negative, 0] if doubled else None,
+                Texts(prompts[_prompt(plan)], negatives[plan.request.negative, 0] if doubled else None),
+                self._refined(plan.request, prompts[_prompt(plan)], doubled),
                 self._given(plan.request),
             )
             for plan, doubled in zip(plans, guided, strict=True)
         ]
 
-    def _read(self, texts: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ReadText]:
-        """Each different text, less so many layers, as the network reads it. A prompt is never empty."""
+    def _refined(
+        self, request: GenerationRequest, prompt: ReadText, doubled: bool
+    ) -> tuple[RefinerNetwork, Texts] | None:
+        """The refiner, if there is one, and what it reads: of an empty negative it has its own idea."""
+        if request.refiner is None or self.refiner is None:
+            return None
+        network, asked = self.refiner.network(request.refiner), (request.negative, 0)
+        negative = self._read([asked], zero_empty=network.zero_empty)[asked] if doubled else None
+        return network, network.texts(prompt, negative)
+
+    def _read(
+        self, texts: Sequence[tuple[str, int]], zero_empty: bool | None = None
+    ) -> dict[tuple[str, int], ReadText]:
+        """Each different text, less so many layers, as the network reads it. A prompt is never empty.
+
+        `zero_empty` is the model's own where it is not said.
+        """
         different = list(dict.fromkeys(texts))
-        spoken = [(text, skip) for text, skip in different if text or not self.zero_empty]
+        zeros = self.zero_empty if zero_empty is None else zero_empty
+        spoken = [(text, skip) for text, skip in different if text or not zeros]
         found: dict[tuple[str, int], ReadText] = {}
         if spoken:
             words, skips = zip(*spoken, strict=True)
@@ -120,8 +142,8 @@ class SdxlPipeline:
         if len(spoken) < len(different):
             features, pooled = self.planner.text_widths
             shape = (1, self.text.max_tokens, features)
-            zeros = {"device": self.device, "dtype": self.dtype}
-            found["", 0] = ReadText(torch.zeros(shape, **zeros), torch.zeros(1, pooled, **zeros))
+            where: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+            found["", 0] = ReadText(torch.zeros(shape, **where), torch.zeros(1, pooled, **where))
         return found
 
     def _given(self, request: GenerationRequest) -> GivenPicture | None:
@@ -146,35 +168,55 @@ class SdxlPipeline:
 
     @torch.inference_mode()
     def begin(self, plan: Plan, conditioning: SdxlConditioning, image: int) -> SdxlState:
-        """Noise for picture `image`, over the given picture if there is one, and a scheduler of its own."""
+        """Noise for picture `image`, over the given picture if there is one, and schedulers of its own."""
         request = plan.request
         assert request.seed is not None
         generator = torch.Generator().manual_seed(request.seed + image)
-        scheduler, timesteps_N = self.planner.schedule(request)
-        start_1Chw, kept, beside = self._start(request, conditioning.picture, scheduler, timesteps_N, generator)
+        schedules = self.planner.schedules(request)
+        start_1Chw, kept, beside = self._start(request, conditioning.picture, schedules[0], generator)
         guidance = guidance_values(plan)
         return SdxlState(
             request=request,
             seed=request.seed + image,
-            conditioning=conditioning,
-            scheduler=scheduler,
+            legs=self._legs(request, conditioning, schedules),
             generator=generator,
-            timesteps_N=timesteps_N,
-            skipped=len(scheduler.timesteps) - len(timesteps_N),
-            prediction=self.scheduler.get("prediction_type", "epsilon"),
             guidance=guidance,
-            costs=self.planner.step_costs(request, guidance),
+            costs=self.planner.step_costs(request, guidance, [len(each.timesteps_N) for each in schedules]),
             latent_1Chw=start_1Chw,
             kept=kept,
             beside=beside,
         )
 
+    def _legs(
+        self, request: GenerationRequest, conditioning: SdxlConditioning, schedules: Sequence[Schedule]
+    ) -> tuple[Leg, ...]:
+        """The model's evaluations and, if there is one, its refiner's."""
+        own = Leg(
+            network=self.unet,
+            texts=conditioning.texts,
+            sizes=(_time_ids(request), _time_ids(request)),
+            prediction=self.scheduler.get("prediction_type", "epsilon"),
+            **schedules[0]._asdict(),
+        )
+        if conditioning.refined is None:
+            return (own,)
+        assert request.refiner is not None and request.height is not None and request.width is not None
+        network, texts = conditioning.refined
+        refined = Leg(
+            network=network.unet,
+            texts=texts,
+            sizes=sdxl_refiner.sizes(request.height, request.width),
+            prediction=network.scheduler.get("prediction_type", "epsilon"),
+            afresh=request.refiner.start is None,
+            **schedules[1]._asdict(),
+        )
+        return own, refined
+
     def _start(
         self,
         request: GenerationRequest,
         picture: GivenPicture | None,
-        scheduler: NoiseScheduler,
-        timesteps_N: Tensor,
+        schedule: Schedule,
         generator: torch.Generator,
     ) -> tuple[Tensor, Inpainting | None, Tensor | None]:
         """The first latent `[1,C,h,w]`, what is put back at every step, and what the network sees beside the latent.
@@ -190,6 +232,7 @@ class SdxlPipeline:
         if masked and clean_1Chw is not None:
             clean_1Chw = clean_1Chw.contiguous()  # as diffusers' `repeat` leaves it: sums go by the layout
         noise_1Chw = randn_tensor(shape, generator=generator, device=self.device, dtype=self.dtype)
+        scheduler, timesteps_N, _ = schedule
         if clean_1Chw is None or (masked and whole):
             start_1Chw = noise_1Chw * scheduler.init_noise_sigma
         else:
@@ -227,22 +270,23 @@ class SdxlPipeline:
 
     def _evaluate(self, states: Sequence[SdxlState], inputs: Sequence[Tensor], doubled: bool) -> Tensor:
         """What the network says `[B,C,h,w]`; doubled, `[2B,C,h,w]` with the negatives first."""
-        times = 2 if doubled else 1
-        texts = [state.conditioning.prompt for state in states]
+        times, legs = 2 if doubled else 1, [state.leg for state in states]
+        texts, sizes = [leg.texts.prompt for leg in legs], [leg.sizes[0] for leg in legs]
         if doubled:
-            texts = [state.conditioning.negative for state in states if state.conditioning.negative] + texts
+            texts = [leg.texts.negative for leg in legs if leg.texts.negative] + texts
+            sizes = [leg.sizes[1] for leg in legs] + sizes
         rows = [
             seen_1Chw if state.beside is None else torch.cat([seen_1Chw, state.beside], dim=1)
             for state, seen_1Chw in zip(states, inputs, strict=True)
         ]
         # Times and sizes are whole numbers that bfloat16 could not hold; the network makes features of them itself.
         time_B = torch.stack([state.timestep.float() for state in states] * times).to(self.device)
-        sizes_B6 = torch.tensor([_time_ids(state.request) for state in states] * times, device=self.device)
-        return self.unet(
+        sizes_BN = torch.tensor(sizes, device=self.device)
+        return legs[0].network(
             torch.cat(rows * times),
             time_B,
             encoder_hidden_states=torch.cat([text.features_1TE for text in texts]),
-            added_cond_kwargs={"text_embeds": torch.cat([text.pooled_1P for text in texts]), "time_ids": sizes_B6},
+            added_cond_kwargs={"text_embeds": torch.cat([text.pooled_1P for text in texts]), "time_ids": sizes_BN},
             return_dict=False,
         )[0]
 

@@ -6,12 +6,11 @@ verbs (`sdxl`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from gesso.errors import FileError, RequestError
 from gesso.models import flux_cost, sdxl_cost
@@ -28,10 +27,11 @@ from gesso.pipelines.planning import (
     value_or,
     without_effect,
 )
+from gesso.pipelines.sdxl_refiner import RefinerNetwork, Schedule, SdxlRefiner
 from gesso.pipelines.sdxl_state import SdxlDefaults, TextEncoder
 from gesso.request import GenerationRequest
+from gesso.request_parts import Refiner
 from gesso.sampling import noise_schedulers
-from gesso.sampling.noise_schedulers import NoiseScheduler
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -55,8 +55,9 @@ class SdxlPlanner:
         defaults: SdxlDefaults,
         dtype: torch.dtype,
         name: str,
+        refiner: SdxlRefiner | None = None,
     ) -> None:
-        self.defaults, self.name = defaults, name
+        self.defaults, self.name, self._refiner = defaults, name, refiner
         self._unet, self._autoencoder, self._text, self._scheduler = unet, autoencoder, text, scheduler
         self._network: Any = unet.config
         self._vae: Any = autoencoder.config
@@ -82,8 +83,8 @@ class SdxlPlanner:
             hint = "give init_image and mask: it was made to paint over parts of a picture"
             raise RequestError("mask", "", f"given, which {self.name} needs", hint)
         filled = self._filled(request)
-        _, timesteps_N = self.schedule(filled)
-        evaluations = len(timesteps_N)
+        counts = [len(schedule.timesteps_N) for schedule in self.schedules(filled)]
+        evaluations = sum(counts)
         check_list(filled, "guidance", evaluations, "evaluation")
         plan = Plan(request=filled, steps=evaluations, cost=Cost(flops=0.0, bytes=0.0), peak_bytes=0)
         guidance = guidance_values(plan)
@@ -91,13 +92,15 @@ class SdxlPlanner:
         if request.negative and max(guidance) <= 1:
             warnings += ("negative has no effect unless guidance is above 1",)
         held = self._activations(filled, guidance)
-        weights = flux_cost.weight_bytes([*text_networks(self._text), self._unet, self._autoencoder])
+        refined = [self._refined(filled).unet] if filled.refiner is not None else []
+        weights = flux_cost.weight_bytes([*text_networks(self._text), self._unet, self._autoencoder, *refined])
         return Plan(
             request=filled,
             steps=evaluations,
-            cost=self._cost(filled, guidance),
+            cost=self._cost(filled, guidance, counts),
             peak_bytes=weights + max(held.values()),
             activations=held,
+            guests=self._refiner.roles if refined and self._refiner is not None else (),
             warnings=(
                 *warnings,
                 *cut_text(self._text, request, self.name),
@@ -106,23 +109,41 @@ class SdxlPlanner:
             ),
         )
 
-    def schedule(self, request: GenerationRequest) -> tuple[NoiseScheduler, Tensor]:
-        """A fresh scheduler for one picture of a filled request, and the timestep of each evaluation, `[N]`."""
+    def schedules(self, request: GenerationRequest) -> tuple[Schedule, ...]:
+        """Fresh schedulers for one picture of a filled request: the model's and, if there is one, its refiner's."""
         assert request.scheduler is not None and request.steps is not None
-        strength = 1.0 if request.init_strength is None else request.init_strength
-        return noise_schedulers.make_noise_scheduler(
-            request.scheduler, self._scheduler, steps=request.steps, strength=strength
+        scheduler, timesteps_N = noise_schedulers.make_noise_scheduler(
+            request.scheduler, self._scheduler, steps=request.steps, strength=value_or(request.init_strength, 1.0)
+        )
+        own = Schedule(scheduler, timesteps_N, len(scheduler.timesteps) - len(timesteps_N))
+        if request.refiner is None or self._refiner is None:
+            return (own,)
+        return self._refiner.schedules(request, own, self._scheduler)
+
+    def step_costs(
+        self, request: GenerationRequest, guidance: tuple[float, ...], counts: Sequence[int]
+    ) -> tuple[Cost, ...]:
+        """Cost of each step of one picture: an evaluation of one sample, or of two, by one network and the next."""
+        networks = [self._unet] if request.refiner is None else [self._unet, self._refined(request).unet]
+        once = [self._evaluated(network, request) for network in networks]
+        by_step = [each for each, count in zip(once, counts, strict=True) for _ in range(count)]
+        return tuple(
+            Cost(flops=samples * each.flops, bytes=weights + samples * each.bytes)
+            for (weights, each), samples in zip(by_step, (2 if value > 1 else 1 for value in guidance), strict=True)
         )
 
-    def step_costs(self, request: GenerationRequest, guidance: tuple[float, ...]) -> tuple[Cost, ...]:
-        """Cost of each step of one picture: an evaluation of one sample, or of two."""
-        weights, text = flux_cost.weight_bytes([self._unet]), self._text.max_tokens
-        flops = sdxl_cost.unet_flops(self._network, *self._cells(request), text)
-        moved = sdxl_cost.unet_bytes(self._network, *self._cells(request), text, 0, self._bytes_each)
-        return tuple(
-            Cost(flops=samples * flops, bytes=weights + samples * moved)
-            for samples in (2 if value > 1 else 1 for value in guidance)
-        )
+    def _evaluated(self, network: UNet2DConditionModel, request: GenerationRequest) -> tuple[int, Cost]:
+        """A network's weights in bytes, and what one sample costs beside them."""
+        config: Any = network.config
+        cells, text = self._cells(request), self._text.max_tokens
+        flops = sdxl_cost.unet_flops(config, *cells, text)
+        moved = sdxl_cost.unet_bytes(config, *cells, text, 0, self._bytes_each)
+        return flux_cost.weight_bytes([network]), Cost(flops=flops, bytes=moved)
+
+    def _refined(self, request: GenerationRequest) -> RefinerNetwork:
+        """The refiner without weights, for a request that has one."""
+        assert request.refiner is not None and self._refiner is not None
+        return self._refiner.shapes(request.refiner)
 
     # ---- blanks and checks ------------------------------------------------------------------------------------------
 
@@ -146,8 +167,17 @@ class SdxlPlanner:
                 "clip_skip": skipped,
                 "guidance": value_or(request.guidance, defaults.guidance),
                 "init_strength": strength,
+                "refiner": self._filled_refiner(request),
             }
         )
+
+    def _filled_refiner(self, request: GenerationRequest) -> Refiner | None:
+        if request.refiner is None:
+            return None
+        if self._refiner is None or self.sees_mask:
+            hint = "leave it out" if self._refiner is None else "it knows nothing of the mask; leave it out"
+            raise RequestError("refiner", request.refiner.model, f"usable with {self.name}", hint)
+        return self._refiner.filled(request.refiner)
 
     def _cells(self, request: GenerationRequest) -> tuple[int, int]:
         """Height and width of the latent."""
@@ -183,7 +213,7 @@ class SdxlPlanner:
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 
-    def _cost(self, filled: GenerationRequest, guidance: tuple[float, ...]) -> Cost:
+    def _cost(self, filled: GenerationRequest, guidance: tuple[float, ...], counts: Sequence[int]) -> Cost:
         """The whole of one picture: texts, given picture, steps, decoding."""
         assert filled.width is not None and filled.height is not None
         texts = 2 if max(guidance) > 1 else 1
@@ -193,15 +223,19 @@ class SdxlPlanner:
             read = 2 if self.sees_mask else 1
             flops += read * flux_cost.encode_flops(self._vae, filled.width, filled.height)
         moved = flux_cost.weight_bytes([*text_networks(self._text), self._autoencoder])
-        return sum(self.step_costs(filled, guidance), Cost(flops=flops, bytes=float(moved)))
+        return sum(self.step_costs(filled, guidance, counts), Cost(flops=flops, bytes=float(moved)))
 
     def _activations(self, filled: GenerationRequest, guidance: tuple[float, ...]) -> dict[str, int]:
         """Bytes that each stage holds beside weights."""
         assert filled.width is not None and filled.height is not None
         samples, size, features = 2 if max(guidance) > 1 else 1, (filled.width, filled.height), self.text_widths[0]
+        networks = [self._network] if filled.refiner is None else [self._network, self._refined(filled).unet.config]
         held = {
             "text": sdxl_cost.text_peak_bytes(samples, self._text.max_tokens, features, self._bytes_each),
-            "step": sdxl_cost.unet_peak_bytes(self._network, *self._cells(filled), samples, self._bytes_each),
+            "step": max(
+                sdxl_cost.unet_peak_bytes(network, *self._cells(filled), samples, self._bytes_each)
+                for network in networks
+            ),
             "decode": flux_cost.decode_peak_bytes(self._vae, *size, self._pixel_bytes),
         }
         if filled.init_image is not None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from gesso.pipelines.contract import Cost
@@ -20,6 +21,9 @@ from gesso.sampling.noise_schedulers import NoiseScheduler
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from gesso.pipelines.sdxl_refiner import RefinerNetwork
 
 
 class TextEncoder(CuttingVocabulary, Protocol):
@@ -65,11 +69,19 @@ class GivenPicture:
 
 
 @dataclass(frozen=True)
-class SdxlConditioning:
-    """A prompt, what guidance pushes away from (None where nothing is), and the given picture."""
+class Texts:
+    """A prompt as one network reads it, and what guidance pushes away from; None where nothing is."""
 
     prompt: ReadText
     negative: ReadText | None = None
+
+
+@dataclass(frozen=True)
+class SdxlConditioning:
+    """Texts as the network reads them and as the refiner does, if there is one; and the given picture."""
+
+    texts: Texts
+    refined: tuple[RefinerNetwork, Texts] | None = None
     picture: GivenPicture | None = None
 
 
@@ -85,30 +97,54 @@ class Inpainting:
         return (1 - self.mask_11hw) * outside_1Chw + self.mask_11hw * latent_1Chw
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Leg:
+    """Evaluations of one network, one after the other: a picture's whole way, or the refiner's part and the one before.
+
+    `skipped` evaluations of the scheduler's whole schedule lie before the first. `sizes` are numbers about the
+    picture's size that the network reads beside the prompt and beside the negative. Where `afresh`, new noise is laid
+    over the latent before the first evaluation.
+    """
+
+    network: UNet2DConditionModel
+    texts: Texts
+    sizes: tuple[Sequence[float], Sequence[float]]
+    scheduler: NoiseScheduler
+    timesteps_N: Tensor
+    skipped: int
+    prediction: str
+    afresh: bool = False
+
+
+class Said(NamedTuple):
+    """A network's last input and output `[1,C,h,w]`, how much noise there was to a part of signal, what it predicts."""
+
+    seen_1Chw: Tensor
+    output_1Chw: Tensor
+    ratio: float
+    prediction: str
+
+
 @dataclass(eq=False, kw_only=True)
 class SdxlState:
-    """One picture on its way: its latent, its own scheduler, and the generator of what noise that still needs.
+    """One picture on its way: its latent, its own schedulers, and the generator of what noise they still need.
 
-    `guidance` has one value for each evaluation; `skipped` evaluations of the whole schedule lie before the first.
-    `kept` is given where the network does not itself see what is to be kept, and `beside` `[1,1+C,h,w]` where it does.
-    `said` is the network's last input and output, and how much noise there was to a part of signal.
+    `guidance` has one value for each evaluation, of all legs. `kept` is given where the network does not itself see
+    what is to be kept, and `beside` `[1,1+C,h,w]` where it does.
     """
 
     request: GenerationRequest
     seed: int
-    conditioning: SdxlConditioning
-    scheduler: NoiseScheduler
+    legs: tuple[Leg, ...]
     generator: torch.Generator
-    timesteps_N: Tensor
-    skipped: int
-    prediction: str
     guidance: tuple[float, ...]
     costs: tuple[Cost, ...]
     latent_1Chw: Tensor
     kept: Inpainting | None = None
     beside: Tensor | None = None
-    said: tuple[Tensor, Tensor, float] | None = None
+    said: Said | None = None
     index: int = 0
+    _passed: int = 0  # evaluations of legs that are done
 
     @property
     def total(self) -> int:
@@ -123,32 +159,37 @@ class SdxlState:
         return self.costs[self.index]
 
     @property
+    def leg(self) -> Leg:
+        """That of the next evaluation; the last one's at the end."""
+        return self.legs[0]
+
+    @property
     def doubled(self) -> bool:
         """Whether the next evaluation takes the negative prompt too."""
         return self.remaining > 0 and self.guidance[self.index] > 1
 
     @property
     def batch_key(self) -> Hashable:
-        """The network takes a time a sample, and each state its own scheduler's step: only shapes have to agree."""
-        return (tuple(self.latent_1Chw.shape), self.conditioning.prompt.features_1TE.shape[1], self.doubled)
+        """A network takes a time a sample, and each state its own scheduler's step: only shapes have to agree."""
+        features_1TE = self.leg.texts.prompt.features_1TE
+        return (id(self.leg.network), tuple(self.latent_1Chw.shape), features_1TE.shape[1], self.doubled)
 
     @property
     def timestep(self) -> Tensor:
         """That of the next evaluation, on the CPU."""
-        return self.timesteps_N[self.index]
+        return self.leg.timesteps_N[self.index - self._passed]
 
     def network_input(self) -> Tensor:
         """The latent as the network wants it, `[1,C,h,w]`, of about unit variance."""
-        return self.scheduler.scale_model_input(self.latent_1Chw, self.timestep)
+        return self.leg.scheduler.scale_model_input(self.latent_1Chw, self.timestep)
 
     def clean(self) -> Tensor:
         """About what the latent becomes, `[1,C,h,w]`: what the network last spoke of."""
         if not self.remaining:
             return self.latent_1Chw
         if self.said is None:
-            return self.latent_1Chw / float(self.scheduler.init_noise_sigma)
-        seen_1Chw, output_1Chw, ratio = self.said
-        clean_1Chw = noise_schedulers.estimated_clean(seen_1Chw, output_1Chw, ratio, self.prediction)
+            return self.latent_1Chw / float(self.leg.scheduler.init_noise_sigma)
+        clean_1Chw = noise_schedulers.estimated_clean(*self.said)
         return clean_1Chw if self.kept is None else self.kept.blend(clean_1Chw, self.kept.clean_1Chw)
 
     def advance(self, seen_1Chw: Tensor, output_1Chw: Tensor) -> None:
@@ -156,15 +197,23 @@ class SdxlState:
 
         Outside of a mask the given picture is put back, as in the loop of `StableDiffusionXLInpaintPipeline`.
         """
-        ratio = noise_schedulers.noise_to_signal(self.scheduler, self.timestep, self.skipped + self.index)
-        self.said = (seen_1Chw, output_1Chw, ratio)
-        latent_1Chw = noise_schedulers.step(
-            self.scheduler, output_1Chw, self.timestep, self.latent_1Chw, self.generator
-        )
+        leg, timestep, place = self.leg, self.timestep, self.index - self._passed
+        ratio = noise_schedulers.noise_to_signal(leg.scheduler, timestep, leg.skipped + place)
+        self.said = Said(seen_1Chw, output_1Chw, ratio, leg.prediction)
+        latent_1Chw = noise_schedulers.step(leg.scheduler, output_1Chw, timestep, self.latent_1Chw, self.generator)
         self.index += 1
+        handed_over = len(self.legs) > 1 and place + 1 == len(leg.timesteps_N)
+        if handed_over:
+            self.legs, self._passed = self.legs[1:], self.index
+        afresh = handed_over and self.leg.afresh
         if (kept := self.kept) is not None:
             outside_1Chw = kept.clean_1Chw
-            if self.remaining:
-                outside_1Chw = self.scheduler.add_noise(kept.clean_1Chw, kept.noise_1Chw, self.timestep[None])
+            if self.remaining and not afresh:
+                outside_1Chw = self.leg.scheduler.add_noise(kept.clean_1Chw, kept.noise_1Chw, self.timestep[None])
             latent_1Chw = kept.blend(latent_1Chw, outside_1Chw)
+        if afresh:
+            noise_1Chw = randn_tensor(
+                tuple(latent_1Chw.shape), generator=self.generator, device=latent_1Chw.device, dtype=latent_1Chw.dtype
+            )
+            latent_1Chw = self.leg.scheduler.add_noise(latent_1Chw, noise_1Chw, self.timestep[None])
         self.latent_1Chw = latent_1Chw

@@ -150,16 +150,17 @@ def _known(name: str) -> Mapping[str, inspect.Parameter]:
 
 
 def make_noise_scheduler(
-    name: str, config: Mapping[str, Any], *, steps: int, strength: float = 1.0
+    name: str, config: Mapping[str, Any], *, steps: int, strength: float = 1.0, start: float = 0.0
 ) -> tuple[NoiseScheduler, Tensor]:
     """A scheduler set to a number of steps, and the timestep `[N]` of every evaluation of the network, on the CPU.
 
-    N is `steps` for most, see the list above; from a picture, the last `strength` of the steps are taken, rounded down.
+    N is `steps` for most, see the list above; from a picture, the last `strength` of the steps are taken, rounded down;
+    from where another network stopped, those of which `before` says that they do not lie before the share `start`.
     `config` are the values of a model's `scheduler_config.json`.
 
     Mirrors `retrieve_timesteps` and `get_timesteps` of diffusers' Stable Diffusion XL pipelines.
-    Raises RequestError for an unknown name, more steps than the schedule has, a strength that leaves no step, and a
-    picture where the scheduler cannot begin from one.
+    Raises RequestError for an unknown name, more steps than the schedule has, a strength or start that leaves no step,
+    and a beginning other than from noise where the scheduler has none.
     """
     check_name(name)
     settings = settings_of(name, config)
@@ -170,15 +171,28 @@ def make_noise_scheduler(
         scheduler: Any = _SOLVERS[name].load()(**settings)
         scheduler.set_timesteps(steps, device=CPU)
     skipped = (steps - min(int(steps * strength), steps)) * scheduler.order
+    if start:
+        skipped = before(start, scheduler, scheduler.timesteps, config["num_train_timesteps"])
     if skipped and name in FROM_NOISE_ALONE:
         able = ", ".join(each for each in NAMES if each not in FROM_NOISE_ALONE)
         raise RequestError("scheduler", name, "one that begins from a picture", f"one of: {able}")
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     timesteps_N = scheduler.timesteps[skipped:]
+    if start and not len(timesteps_N):
+        raise RequestError("start", start, f"low enough to leave one of {steps} steps", "lower it")
     if skipped >= steps * scheduler.order or not len(timesteps_N):
         raise RequestError("init_strength", strength, f"enough to leave one of {steps} steps", "raise it")
     return scheduler, timesteps_N
+
+
+def before(start: float, scheduler: NoiseScheduler, timesteps_N: Tensor, count: int) -> int:
+    """How many of these evaluations are of steps that begin before a share of the `count` timesteps of training.
+
+    Mirrors `denoising_end` and `denoising_start` of diffusers, but that a step of two evaluations is never divided.
+    """
+    noisier = int((timesteps_N >= round(count - start * count)).sum())
+    return min(-(-noisier // scheduler.order) * scheduler.order, len(timesteps_N))
 
 
 def step(

@@ -7,6 +7,7 @@ preset is taken. Not here: fetching what a field names (`given_files`), OpenAPI 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, Self
@@ -22,7 +23,9 @@ from pydantic import (
 )
 
 from gesso.errors import RequestError
-from gesso.request import GenerationRequest, Lora, parse_request, request_error
+from gesso.request import GenerationRequest, parse_request
+from gesso.request_parts import Lora
+from gesso.request_words import request_error
 from gesso.serving.flux_sizes import AspectRatio, Megapixels, size_of
 
 # By the names of Replicate's SDXL predictors and of the WebUI, in the order in which they are listed.
@@ -67,7 +70,12 @@ _OUR_NAMES = {
     "init_strength": "prompt_strength",
     "safety": "disable_safety_checker",
     "model": "use_standard_sdxl",
+    "refiner": "refine",
+    "refiner.model": "refine",
+    "refiner.start": "high_noise_frac",
+    "refiner.steps": "refine_steps",
 }
+_REFINED = 0.3  # share of the steps that begin anew from a finished picture, as in predictors of this kind
 _MARKS = str.maketrans("", "", " _-")
 
 
@@ -146,10 +154,17 @@ class FluxCompatibleInput(BaseModel):
     )
     clip_skip: int = Field(default=0, description="How many of CLIP's last layers are left out.", ge=0, le=2)
     refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
-        default="no_refiner", description="There is no refiner here; anything else is refused."
+        default="no_refiner",
+        description="SDXL's refiner takes over the last of the noise, or paints once more over the picture.",
     )
-    high_noise_frac: float = Field(default=0.8, description="Only of use with a refiner.", ge=0, le=1)
-    refine_steps: int | None = Field(default=None, description="Only of use with a refiner.", ge=1)
+    high_noise_frac: float = Field(
+        default=0.8, description="Share of the noise's way before expert_ensemble_refiner takes over.", ge=0, le=1
+    )
+    refine_steps: int | None = Field(
+        default=None,
+        description="Steps of base_image_refiner, which takes the last 0.3 of them; else num_inference_steps.",
+        ge=1,
+    )
     apply_watermark: bool = Field(default=False, description="Add SDXL's invisible watermark.")
     use_standard_sdxl: bool = Field(default=False, description="Paint with SDXL base in place of Illustrious XL.")
     width: int | None = Field(
@@ -182,9 +197,10 @@ class FluxCompatibleInput(BaseModel):
         if (self.width is None) != (self.height is None):
             given = "width" if self.height is None else "height"
             raise RequestError(given, getattr(self, given), "usable alone", "give width and height")
-        if self.refine != "no_refiner":
-            hint = "there is no refiner; it was trained for SDXL base and spoils illustrations"
-            raise RequestError("refine", self.refine, "no_refiner", hint)
+        if self.refine == "base_image_refiner" and int((steps := self.refine_steps or self.steps) * _REFINED) < 1:
+            field = "num_inference_steps" if self.refine_steps is None else "refine_steps"
+            least = math.ceil(1 / _REFINED)
+            raise RequestError(field, steps, f"at least {least} with base_image_refiner", f"nearest: {least}")
         names = ("lora_weights", "replicate_weights", "hf_lora")
         said = [name for name in names if getattr(self, name) is not None]
         if len(said) > 1:
@@ -215,6 +231,14 @@ class FluxCompatibleInput(BaseModel):
         """Steps that are taken: `go_fast` never takes more than were asked for."""
         asked = self.num_inference_steps
         return min(asked, max(_FASTEST, asked // 2)) if self.go_fast else asked
+
+    def refiner(self, model: str) -> dict[str, object] | None:
+        """What the engine's request says of a refiner, which is that of the name `model`."""
+        if self.refine == "expert_ensemble_refiner":
+            return {"model": model, "start": self.high_noise_frac}
+        if self.refine == "base_image_refiner":
+            return {"model": model, "strength": _REFINED, "steps": self.refine_steps}
+        return None
 
     @property
     def main_lora(self) -> str | None:
@@ -248,6 +272,7 @@ def to_request(
     model: str,
     illustrations: bool,
     safety: Literal["off", "blur", "reject"],
+    refiner: str = "sdxl-refiner",
     image: str | None = None,
     mask: str | None = None,
     lora: tuple[Lora, ...] = (),
@@ -259,6 +284,7 @@ def to_request(
         model: what is painted with.
         illustrations: whether that model has a negative prompt of its own where none is given.
         safety: what becomes of unsafe pictures where the call does not switch the checker off.
+        refiner: what finishes pictures where the call wants them refined.
         image, mask: files of what the call names, of the size that is painted.
         lora: its LoRAs, the main one first.
 
@@ -269,6 +295,8 @@ def to_request(
     said = [each for each in (given.guidance, given.guidance_scale, given.cfg_scale) if each is not None]
     guidance = said[0] if said else None
     warnings = (f"guidance {said[0]:g} was used; its other names said otherwise",) if len(set(said)) > 1 else ()
+    if illustrations and given.refine != "no_refiner":
+        warnings += ("the refiner was trained on what SDXL base paints and spoils illustrations: use_standard_sdxl",)
     negative = given.negative_prompt
     if negative is None:  # without guidance a negative has no effect, so none is put in
         negative = ILLUSTRATION_NEGATIVE if illustrations and (guidance is None or guidance > 1) else ""
@@ -287,6 +315,7 @@ def to_request(
         "init_image": image,
         "init_strength": None if image is None else given.prompt_strength,
         "mask": mask,
+        "refiner": given.refiner(refiner),
         "lora": lora,
         "safety": "off" if given.disable_safety_checker else safety,
     }
@@ -301,5 +330,5 @@ def in_our_words(error: RequestError) -> RequestError:
     name, _, rest = error.field.partition(".")
     if name not in _OUR_NAMES:
         return error
-    field = ".".join([_OUR_NAMES[name], rest]) if rest else _OUR_NAMES[name]
+    field = _OUR_NAMES.get(error.field, ".".join([_OUR_NAMES[name], rest]))
     return RequestError(field, error.value, error.allowed, error.hint)

@@ -23,7 +23,7 @@ from gesso.errors import FileError, RequestError, RunError
 from gesso.files import inside
 from gesso.network import Network, NetworkError, shown
 from gesso.pictures import cover_crop, read_pixels
-from gesso.request import Lora
+from gesso.request_parts import Lora
 from gesso.settings import load_settings
 
 if TYPE_CHECKING:

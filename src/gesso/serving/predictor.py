@@ -43,6 +43,7 @@ class PredictorSettings(BaseSettings):
 
     model: str = Field(default="illustrious-xl", description="What is painted with: a name, a folder or a file.")
     standard_model: str = Field(default="sdxl", description="The same where use_standard_sdxl is set.")
+    refiner_model: str = Field(default="sdxl-refiner", description="What finishes pictures that are to be refined.")
     lora_folder: Path | None = Field(default=None, description="Folder whose LoRAs may be named by their paths in it.")
     warm: bool = Field(default=True, description="Load the first model before the first call.")
 
@@ -128,6 +129,7 @@ class FluxCompatiblePredictor:
             "model": self.settings.standard_model if standard else self.settings.model,
             "illustrations": not standard,
             "safety": self._safety,
+            "refiner": self.settings.refiner_model,
         }
         to_request(given, **known)
         tokens: dict[Site, str] = {}

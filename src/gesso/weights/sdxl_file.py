@@ -1,4 +1,4 @@
-"""A Stable Diffusion XL in a single safetensors file of the original naming: its parts, read strictly.
+"""A Stable Diffusion XL, or its refiner, in a single safetensors file of the original naming: parts, read strictly.
 
 Sizes come from configurations, since such a file holds none: those that lie beside it in folders of diffusers' layout
 (`unet/config.json` and so on), else SDXL's own, which come with gesso. Nothing is fetched. Not here: names
@@ -31,6 +31,7 @@ from gesso.weights.headers import TensorHeader
 from gesso.weights.noise_schedule import NAME, NoiseSchedule, read_noise_schedule
 
 CONFIGURATIONS = Path(__file__).parent / "configurations" / "sdxl"
+REFINER = Path(__file__).parent / "configurations" / "sdxl-refiner"
 _INPUT = f"{PREFIXES['unet']}input_blocks.0.0.weight"
 
 
@@ -74,6 +75,19 @@ def read_parts(path: Path, dtype: torch.dtype, pixel_dtype: torch.dtype, *, weig
         large=networks["text_encoder_2"],
         schedule=_schedule(path.parent, header),
     )
+
+
+def read_refiner(path: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
+    """The UNet of a refiner's file, on the CPU; without `weights` on the meta device. Its text encoder, which is the
+    larger of the base model's, and its autoencoder are left there. Raises as `read_parts`.
+    """
+    header = headers.read_header(path)
+    folder = path.parent / "unet" if (path.parent / "unet" / "config.json").is_file() else REFINER / "unet"
+    network = load_network(folder, unet_2d_condition(), dtype, weights=False).eval().requires_grad_(False)
+    places = sdxl_checkpoint.places("unet", network)
+    own = {name: tensor for name, tensor in header.items() if name.startswith(PREFIXES["unet"])}
+    _check(path, own, {"unet": network}, {"unet": places})
+    return _filled(path, network, places, dtype) if weights else network
 
 
 def part_folder(beside: Path, part: str, name: str = "config.json") -> Path:

@@ -12,7 +12,8 @@ from gesso.cli.likeness import check_likeness, paint_alike
 from gesso.cli.view import View
 from gesso.engine import Engine
 from gesso.errors import RejectedError, RequestError
-from gesso.request import GenerationRequest, Identity
+from gesso.request import GenerationRequest
+from gesso.request_parts import Identity
 from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
 
 

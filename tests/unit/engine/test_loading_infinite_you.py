@@ -21,7 +21,8 @@ from gesso.memory_modes import FULL, parse_mode
 from gesso.models.arcface import ArcFace
 from gesso.models.resampler import Resampler, ResamplerConfig, infer_config
 from gesso.pipelines.infinite_you import InfiniteYou
-from gesso.request import GenerationRequest, Identity
+from gesso.request import GenerationRequest
+from gesso.request_parts import Identity
 from gesso.weights.infinite_you import RECOGNISER, load_arcface, load_resampler
 from tests.tiny_flux import tiny_transformer, write_tiny_flux
 from tests.tiny_infinite_you import PACK, PERSON, tiny_infusenet, tiny_resampler, write_tiny_infinite_you

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gesso.errors import RequestError
-from gesso.request import LARGEST_SEED, LONGEST_LIST, GenerationRequest, allowed_values, parse_request
+from gesso.request import LARGEST_SEED, LONGEST_LIST, GenerationRequest, parse_request
+from gesso.request_words import allowed_values
 
 # Field names are a public face: the options, the metadata and other people's scripts hang on them.
 FIELDS = [
@@ -37,6 +38,7 @@ FIELDS = [
     "init_strength",
     "mask",
     "identity",
+    "refiner",
     "lora",
     "cache",
     "deterministic",
@@ -160,7 +162,7 @@ def test_whatever_comes_in_only_request_errors_come_out(values: dict[str, object
 
 
 def test_allowed_values_come_from_the_fields() -> None:
-    assert allowed_values("num_images") == "1 to 10000"
-    assert allowed_values("temperature") == "above 0 and at most 100"
-    assert allowed_values("seed") == "0 to 2^63 - 1"
-    assert allowed_values("deterministic") == ""
+    assert allowed_values("num_images", GenerationRequest) == "1 to 10000"
+    assert allowed_values("temperature", GenerationRequest) == "above 0 and at most 100"
+    assert allowed_values("seed", GenerationRequest) == "0 to 2^63 - 1"
+    assert allowed_values("deterministic", GenerationRequest) == ""

@@ -16,9 +16,10 @@ from gesso.models.sdxl_checkpoint import PREFIXES
 from gesso.models.sdxl_text import ENCODERS, SdxlText, kinds
 from gesso.models.transformers_parts import read_network
 from gesso.weights.diffusers_layout import load_autoencoder, load_network
-from gesso.weights.sdxl_file import CONFIGURATIONS
-from tests.tiny_sdxl import original_tensors, tiny_pipeline, tiny_unet
+from gesso.weights.sdxl_file import CONFIGURATIONS, REFINER
+from tests.tiny_sdxl import original_tensors, tiny_pipeline, tiny_refiner, tiny_unet
 
+REFINER_PARAMETERS = 2_259_526_660  # half as many as the published file of float16 has bytes
 PARAMETERS = {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
 TENSORS = 2513  # of a published file, less the two that no network needs
 
@@ -32,6 +33,12 @@ def full_size() -> dict[str, Any]:
     }
     unet = load_network(CONFIGURATIONS / "unet", unet_2d_condition(), torch.bfloat16, weights=False)
     return {"unet": unet, "vae": load_autoencoder(CONFIGURATIONS, torch.float32, weights=False), **texts}
+
+
+@pytest.fixture(scope="module")
+def refiner() -> Any:
+    """SDXL's own refiner, without numbers."""
+    return load_network(REFINER / "unet", unet_2d_condition(), torch.bfloat16, weights=False)
 
 
 def converted(part: str, network: Any, file: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,6 +78,16 @@ def test_names_at_full_size_map_one_to_one(full_size: dict[str, Any]) -> None:
         assert shapes == {name: value.shape for name, value in network.state_dict().items()}
 
 
+def test_the_refiner_is_published_likewise(refiner: Any) -> None:
+    state = refiner.state_dict()
+    assert sum(each.numel() for each in state.values()) == REFINER_PARAMETERS
+    places = sdxl_checkpoint.places("unet", refiner)
+    file = {place.name: torch.empty(state[name].shape, device="meta") for name, place in places.items()}
+    assert len(file) == len(state)
+    shapes = {name: value.shape for name, value in converted("unet", refiner, file).items()}
+    assert shapes == {name: value.shape for name, value in state.items()}
+
+
 def test_values_are_those_that_diffusers_converts() -> None:
     pipeline = tiny_pipeline()
     text, file = pipeline.text, original_tensors(pipeline)
@@ -87,11 +104,11 @@ def test_values_are_those_that_diffusers_converts() -> None:
             assert name == "text_projection.weight" or torch.equal(found[name], value)
 
 
-def evaluation_flops(unet: Any, height: int, width: int) -> float:
+def evaluation_flops(unet: Any, height: int, width: int, sizes: int) -> float:
     config = unet.config
     numbers: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    added = {"text_embeds": torch.empty(1, pooled, **numbers), "time_ids": torch.empty(1, 6, device="meta")}
+    pooled = config["projection_class_embeddings_input_dim"] - sizes * config["addition_time_embed_dim"]
+    added = {"text_embeds": torch.empty(1, pooled, **numbers), "time_ids": torch.empty(1, sizes, device="meta")}
     text = torch.empty(1, 77, config["cross_attention_dim"], **numbers)
     with FlopCounterMode(display=False) as counter:
         unet(
@@ -103,8 +120,10 @@ def evaluation_flops(unet: Any, height: int, width: int) -> float:
     return counter.get_total_flops()
 
 
-def test_cost_is_counted_to_the_operation(full_size: dict[str, Any]) -> None:
+def test_cost_is_counted_to_the_operation(full_size: dict[str, Any], refiner: Any) -> None:
     small: Any = nn.Module.to(tiny_unet(), "meta", torch.bfloat16)
-    for unet, height, width in ((full_size["unet"], 104, 152), (small, 12, 8), (small, 9, 11)):
-        counted = evaluation_flops(unet, height, width)
+    other: Any = nn.Module.to(tiny_refiner().unet, "meta", torch.bfloat16)
+    counts = ((full_size["unet"], 104, 152, 6), (small, 12, 8, 6), (small, 9, 11, 6))
+    for unet, height, width, sizes in (*counts, (refiner, 104, 152, 5), (other, 9, 11, 5)):
+        counted = evaluation_flops(unet, height, width, sizes)
         assert sdxl_cost.unet_flops(unet.config, height, width, 77) == pytest.approx(counted, rel=1e-9)

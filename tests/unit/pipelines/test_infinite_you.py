@@ -16,7 +16,8 @@ from gesso.errors import FileError, RequestError
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxState
 from gesso.pipelines.infinite_you import scales_of
-from gesso.request import GenerationRequest, Identity
+from gesso.request import GenerationRequest
+from gesso.request_parts import Identity
 from tests.tiny_flux import tiny_pipeline
 from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
 

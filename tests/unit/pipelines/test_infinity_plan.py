@@ -37,7 +37,7 @@ def _refusal(pipeline: InfinityPipeline, **fields: object) -> RequestError:
 
 
 WITHOUT_EFFECT = {"steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation"}
-WITHOUT_EFFECT |= {"frames", "fps", "mask", "clip_skip", "cache", "identity"}
+WITHOUT_EFFECT |= {"frames", "fps", "mask", "clip_skip", "cache", "identity", "refiner"}
 ENGINES = {"safety"}  # filled by the engine
 
 

@@ -24,8 +24,8 @@ from gesso.engine.budget import weights_bytes
 from gesso.serving.openapi import document
 from tests.adapter_server import Page, Site, served
 from tests.cog_server import cog_server
-from tests.tiny_sdxl import tiny_pipeline, write_tiny_sdxl
-from tests.unit.serving.test_predictor import data_uri, picture, write_lora
+from tests.tiny_sdxl import tiny_pipeline, write_sdxl_lora, write_tiny_refiner, write_tiny_sdxl
+from tests.unit.serving.test_predictor import data_uri, picture
 
 pytest.importorskip("cog", reason="needs pip install 'gesso[cog]'")
 replicate = pytest.importorskip("replicate", reason="needs pip install replicate, as gesso[dev] has it")
@@ -67,10 +67,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("cog")
     models = [tiny_pipeline(), tiny_pipeline(prediction_type="v_prediction")]
     paths = [write_tiny_sdxl(folder / name, model) for name, model in zip(("one", "other"), models, strict=True)]
-    write_lora(folder / "loras" / "style.safetensors")
+    write_sdxl_lora(folder / "loras" / "style.safetensors")
     settings = {
         "GESSO_PREDICTOR_MODEL": str(paths[0]),
         "GESSO_PREDICTOR_STANDARD_MODEL": str(paths[1]),
+        "GESSO_PREDICTOR_REFINER_MODEL": str(write_tiny_refiner(folder / "refiner")),
         "GESSO_PREDICTOR_LORA_FOLDER": str(folder / "loras"),
         "GESSO_MODEL_BUDGET": str(weights_bytes(models[:1])),
         "GESSO_SAFETY": "off",
@@ -103,6 +104,15 @@ def test_the_official_clients_pieces(server: Server, tmp_path: Path) -> None:
     assert (progress.percentage, progress.current, progress.total) == (1.0, 2, 2)
     assert answer["metrics"]["seeds"] == [7, 8]
     assert "seed: 7, 8" in answer["logs"]
+
+
+def test_a_refiner_finishes_what_the_standard_model_began(server: Server) -> None:
+    fields = {"use_standard_sdxl": True, "num_inference_steps": 4}
+    plain = server.predict(**fields)["output"]
+    for way in ("expert_ensemble_refiner", "base_image_refiner"):
+        assert server.predict(**fields, refine=way)["output"] != plain
+    words = server.problem(**fields, refine="base_image_refiner", refine_steps=3)
+    assert words.endswith("refine_steps 3 is not at least 4 with base_image_refiner; nearest: 4")
 
 
 def test_null_and_unknown_fields_are_taken(server: Server) -> None:

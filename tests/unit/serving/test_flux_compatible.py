@@ -12,7 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from gesso.errors import RequestError
-from gesso.request import GenerationRequest, Lora
+from gesso.request import GenerationRequest
+from gesso.request_parts import Lora, Refiner
 from gesso.sampling.noise_schedulers import NAMES
 from gesso.serving.flux_compatible import (
     ILLUSTRATION_NEGATIVE,
@@ -195,6 +196,15 @@ def test_every_scheduler_is_one_of_the_engine() -> None:
         assert {mapped(scheduler=spelling).scheduler for spelling in spellings} == {name}
 
 
+def test_ways_of_a_refiner() -> None:
+    assert mapped().refiner is None
+    taking_over = mapped(refine="expert_ensemble_refiner", high_noise_frac=0.7, refine_steps=9).refiner
+    assert taking_over == Refiner(model="sdxl-refiner", start=0.7)
+    assert mapped(refine="base_image_refiner").refiner == Refiner(model="sdxl-refiner", strength=0.3)
+    anew = mapped(refine="base_image_refiner", refine_steps=20).refiner
+    assert anew == Refiner(model="sdxl-refiner", strength=0.3, steps=20)
+
+
 def test_own_sizes_stand_over_the_ratio() -> None:
     request = mapped(width=640, height=1536, aspect_ratio="1:1")
     assert (request.width, request.height) == (640, 1536)
@@ -234,7 +244,10 @@ def test_unknown_fields_are_told() -> None:
         ({"prompt": "x", "negative_prompt": "x" * 2001}, 'negative_prompt "xxx'),
         ({"mask": "data:,a"}, 'mask "data:,a" is not usable alone; name the picture with image'),
         ({"width": 512}, "width 512 is not usable alone; give width and height"),
-        ({"refine": "base_image_refiner"}, 'refine "base_image_refiner" is not no_refiner'),
+        ({"refine": "some"}, 'refine "some" is not one of: no_refiner, expert_ensemble_refiner, base_image_refiner'),
+        ({"high_noise_frac": 1.1}, "high_noise_frac 1.1 is not a number from 0 to 1"),
+        ({"refine": "base_image_refiner", "refine_steps": 3}, "refine_steps 3 is not at least 4"),
+        ({"refine": "base_image_refiner", "num_inference_steps": 2}, "num_inference_steps 2 is not at least 4"),
         ({"lora_weights": "a/b", "hf_lora": "c/d"}, 'hf_lora "c/d" is not usable with lora_weights'),
         ({"lora_scale": 3.5}, "lora_scale 3.5 is not a number from -1 to 3"),
         ({"loras": ["a/b"] * 31}, "loras"),

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from gesso.engine import Engine
 from gesso.errors import GessoError, RejectedError, RequestError
@@ -20,13 +19,11 @@ from gesso.metadata import read_record
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.serving.flux_compatible import FluxCompatibleInput, parse_input
 from gesso.serving.predictor import FluxCompatiblePredictor, OutputFolders, Prediction, PredictorSettings
-from tests.adapter_files import AdapterFile
 from tests.adapter_server import Page, Site, served, tar
 from tests.tiny_safety import write_checker
-from tests.tiny_sdxl import tiny_pipeline, tiny_unet
+from tests.tiny_sdxl import tiny_guest, tiny_pipeline, write_sdxl_lora
 
 SMALL = {"width": 256, "height": 256, "num_inference_steps": 1, "output_format": "png"}
-LORA_LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +73,6 @@ def picture(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 30
     target = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(target, "png")
     return target.getvalue()
-
-
-def write_lora(path: Path) -> Path:
-    file = AdapterFile(tiny_unet())
-    file.lora(f"unet.{LORA_LAYER}", LORA_LAYER, "peft")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value * 20 for name, value in file.tensors.items()}, path)
-    return path
 
 
 # ---- pictures out ---------------------------------------------------------------------------------------------------
@@ -225,7 +214,7 @@ def test_no_steps_are_left(predictor: FluxCompatiblePredictor) -> None:
 
 
 def test_a_lora_by_every_way_in(predictor: FluxCompatiblePredictor, tmp_path: Path) -> None:
-    content = write_lora(tmp_path / "loras" / "style.safetensors").read_bytes()
+    content = write_sdxl_lora(tmp_path / "loras" / "style.safetensors").read_bytes()
     plain = pixels(call(predictor))
     wanted = pixels(call(predictor, lora_weights="./style.safetensors"))
     assert wanted != plain
@@ -267,7 +256,7 @@ def test_loras_that_are_none(predictor: FluxCompatiblePredictor, fields: dict[st
 def test_a_bare_name_is_replicates_and_a_token_is_its_sites_own(
     predictor: FluxCompatiblePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = write_lora(tmp_path / "style.safetensors").read_bytes()
+    content = write_sdxl_lora(tmp_path / "style.safetensors").read_bytes()
     asked = "/owner/style/_weights"
     with served(Site(pages={asked: Page(tar({"lora.safetensors": content}))})) as site:
         monkeypatch.setattr("gesso.adapters.sources_sites.REPLICATE", site.address)
@@ -292,6 +281,28 @@ def test_the_standard_model_and_back(sdxl: SdxlPipeline) -> None:
     finally:
         predictor.close()
     assert first == again != standard
+
+
+def test_a_refiner_by_either_way(tmp_path: Path) -> None:
+    refined = tiny_pipeline(refiner=tiny_guest())
+    predictor = FluxCompatiblePredictor(engine=Engine(device="cpu", load=lambda name, device, dtype: refined))
+    ways = ("no_refiner", "expert_ensemble_refiner", "base_image_refiner")
+    fields = {"num_inference_steps": 4, "use_standard_sdxl": True, "high_noise_frac": 0.5, "refine_steps": 5}
+    try:
+        made = [call(predictor, refine=way, **fields) for way in ways]
+        assert not [warning for each in made for warning in each.warnings if "refiner" in warning]
+        assert len({pixels(each)[0] for each in made}) == 3
+        over_illustrations = call(predictor, **{**fields, "use_standard_sdxl": False}, refine="base_image_refiner")
+        assert any("spoils illustrations" in warning for warning in over_illustrations.warnings)
+        with pytest.raises(RequestError, match=r"high_noise_frac 1\.0 is not low enough to leave one of 4 steps"):
+            call(predictor, **{**fields, "high_noise_frac": 1}, refine="expert_ensemble_refiner")
+    finally:
+        predictor.close()
+
+
+def test_a_refiner_that_is_not_here(predictor: FluxCompatiblePredictor) -> None:
+    with pytest.raises(RequestError, match='refine "sdxl-refiner" is not usable with tiny-sdxl'):
+        call(predictor, refine="expert_ensemble_refiner", num_inference_steps=4)
 
 
 def test_cancelling_ends_the_work(predictor: FluxCompatiblePredictor) -> None:

@@ -185,7 +185,6 @@ FILES = [
     ((SDXL[0],), "a U-Net alone"),
     (("down_blocks.0.a", "mid_block.a", "time_embedding.a"), "a U-Net alone"),
     ((SDXL[0], SDXL[1], "cond_stage_model.a"), "a checkpoint of Stable Diffusion 1 or 2"),
-    (SDXL[:3], "an SDXL refiner"),
     (("colour",), "tensors of no model that is known"),
     ((), "no tensors"),
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gesso.engine.loading import sdxl_refiner
 from gesso.engine.loading.build import Build
 from gesso.errors import FileError, MissingError
 from gesso.models.diffusers_parts import unet_2d_condition
@@ -103,6 +104,7 @@ def _put_together(
         name=entry.name,
         digest=digest(files_of(entry.folder, entry.files)) if build.weights else "",
         zero_empty=zero_empty,
+        refiner=sdxl_refiner.guest(build, autoencoder.config["latent_channels"], text),
     )
 
 

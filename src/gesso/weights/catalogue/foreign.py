@@ -55,7 +55,7 @@ _RULES = (
         (_UNET, "\nfirst_stage_model.", "\nconditioner.embedders.0.", "\nconditioner.embedders.1."),
     ),
     _Rule(
-        Recognised("an SDXL refiner", hint=f"only SDXL's base models are painted with; {_WHOLE}"),
+        Recognised("an SDXL refiner", family="sdxl-refiner"),
         (_UNET, "\nconditioner.embedders.0."),
         ("\nconditioner.embedders.1.",),
     ),

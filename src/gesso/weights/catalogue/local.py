@@ -85,12 +85,13 @@ def _own(folder: Path, name: str) -> Entry:
 
 def _diffusers(folder: Path, name: str) -> Entry:
     """A folder in diffusers' layout, whose index names the pipeline."""
-    called = str(read_config(folder, _INDEX).get("_class_name"))
+    index = read_config(folder, _INDEX)
+    called = str(index.get("_class_name"))
     known = {each: family for family, table in tables.families().items() for each in table.classes}
     if called not in known:
         allowed = f"families that can be painted with: {', '.join(sorted(set(known.values())))}"
         raise FileError(folder, f"holds diffusers' {called}", allowed)
-    family = known[called]
+    family = "sdxl-refiner" if index.get("requires_aesthetics_score") else known[called]
     return Entry(
         name=name,
         family=family,
