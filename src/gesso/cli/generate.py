@@ -99,42 +99,51 @@ class Destination:
         return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
+Prompts = Annotated[
+    list[str], typer.Argument(help="One prompt each; - reads one a line from standard input, @FILE from a file.")
+]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder; made if missing.")]
+Name = Annotated[str, typer.Option(metavar="TEMPLATE", help="File name: {index}, {image}, {seed}, {slug}, {model}.")]
+WrittenAs = Annotated[Format | None, typer.Option(help="File format; else png, and mp4 for models that make videos.")]
+FileQuality = Annotated[
+    int | None, typer.Option(help="1 to 100, for webp, jpeg, mp4; else lossless webp, jpeg at 95, mp4 at 70.")
+]
+Metadata = Annotated[bool, typer.Option(help="Put the request into each file, for show and rerun.")]
+Quality = Annotated[
+    str | None,
+    typer.Option(metavar="NUMBER", help="Fastest step cache this alike, such as 0.98 (gesso calibrate), or exact."),
+]
+MinLikeness = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="Of a person: paint again what is less alike; try 0.5.")
+]
+Tries = Annotated[int | None, typer.Option(metavar="INTEGER", help="How often at most, the best is kept; else 4.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Make only what an earlier run of this left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a picture, and for an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no warnings.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the picture, or the folder of several.")]
+
+
 @request_options()
 def generate(
     options: dict[str, object],
-    prompt: Annotated[
-        list[str], typer.Argument(help="One prompt each; - reads one a line from standard input, @FILE from a file.")
-    ],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; made if missing.")] = None,
-    name: Annotated[
-        str, typer.Option(metavar="TEMPLATE", help="File name: {index}, {image}, {seed}, {slug}, {model}.")
-    ] = DEFAULT_TEMPLATE,
-    format: Annotated[
-        Format | None, typer.Option(help="File format; else png, and mp4 for models that make videos.")
-    ] = None,
-    file_quality: Annotated[
-        int | None, typer.Option(help="1 to 100, for webp, jpeg, mp4; else lossless webp, jpeg at 95, mp4 at 70.")
-    ] = None,
-    metadata: Annotated[bool, typer.Option(help="Put the request into each file, for show and rerun.")] = True,
-    quality: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBER", help="Fastest step cache this alike, such as 0.98 (gesso calibrate), or exact."),
-    ] = None,
-    min_likeness: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Of a person: paint again what is less alike; try 0.5.")
-    ] = None,
-    tries: Annotated[
-        int | None, typer.Option(metavar="INTEGER", help="How often at most, the best is kept; else 4.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Make only what an earlier run of this left out.")] = False,
+    prompt: Prompts,
+    output: Output = None,
+    name: Name = DEFAULT_TEMPLATE,
+    format: WrittenAs = None,
+    file_quality: FileQuality = None,
+    metadata: Metadata = True,
+    quality: Quality = None,
+    min_likeness: MinLikeness = None,
+    tries: Tries = None,
+    resume: Resume = False,
     device: Device = None,
     dtype: Dtype = None,
     memory: Memory = None,
     attention: Attention = None,
     compile: Compile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture, and for an error.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no warnings.")] = False,
-    open_: Annotated[bool, typer.Option("--open", help="Open the picture, or the folder of several.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    open_: Open = False,
 ) -> None:
     """Paint pictures of prompts.
 
@@ -148,36 +157,22 @@ def generate(
     settings = machine_settings({"output": output, **machine})
     check_template(name)
     fields, entry = _checked_fields(options)
-    chosen_cache = ""
-    if quality is not None:
-        cache, chosen_cache = cache_of_quality(quality, fields, entry, settings)
-        fields |= cache
-    chosen = _chosen_format(format, entry)
-    if file_quality is not None and (chosen is Format.PNG or not 1 <= file_quality <= 100):
-        raise RequestError("file_quality", file_quality, "a whole number from 1 to 100 for webp, jpeg or mp4")
-    prompts = read_prompts(prompt)
-    requests = [parse_request({**fields, "prompt": text}) for text in prompts]
+    cache, chosen_cache = cache_of_quality(quality, fields, entry, settings) if quality is not None else ({}, "")
+    chosen = _chosen_format(format, entry, file_quality)
+    requests = [parse_request({**fields, **cache, "prompt": text}) for text in read_prompts(prompt)]
     check_likeness(min_likeness, tries, requests[0].identity)
-    given = given_options(requests[0])
     folder = ready_folder(settings.output)
     with View(silent=as_json or quiet) as view:
         if chosen_cache:
             view.line(chosen_cache)
-        texts = [request.prompt for request in requests]
-        videos = chosen is Format.MP4
-        done, seed = find_done(folder, texts, given, videos=videos) if resume else (set(), None)
-        first_seed = next(value for value in (requests[0].seed, seed, drawn_seed()) if value is not None)
-        tasks = [task for task in _tasks(requests, first_seed) if (task.request.prompt, task.request.seed) not in done]
-        if resume:
-            there = len(requests) * requests[0].num_images - len(tasks)
-            view.line(f"already there: {there}, to make: {len(tasks)}")
+        tasks, command = _left_to_do(requests, folder, view, videos=chosen is Format.MP4, resume=resume)
         destination = Destination(
             folder=folder,
             template=name,
             format=chosen,
             quality=file_quality,
             with_metadata=metadata,
-            command={"given": given, "first_seed": first_seed},
+            command=command,
         )
         alike = (min_likeness, tries)
         files, rejected = _paint_all(tasks, destination, settings, view, as_json=as_json, alike=alike)
@@ -197,8 +192,11 @@ def _checked_fields(options: dict[str, object]) -> "tuple[dict[str, object], Ent
     return fields, entry
 
 
-def _chosen_format(asked: Format | None, entry: "Entry") -> Format:
-    """The format to write in, which has to be one of what the model makes; and the library that writes it is there."""
+def _chosen_format(asked: Format | None, entry: "Entry", quality: int | None) -> Format:
+    """The format to write in, which has to be one of what the model makes; and the library that writes it is there.
+
+    A `quality` has to be one that it has.
+    """
     of_videos, fitting = makes_videos(entry), [Format.PNG, Format.WEBP, Format.JPEG]
     if of_videos:
         require_library()
@@ -206,7 +204,24 @@ def _chosen_format(asked: Format | None, entry: "Entry") -> Format:
     if asked is not None and asked not in fitting:
         what = f"a format of {'videos' if of_videos else 'pictures'}, which {entry.name} makes"
         raise RequestError("format", asked.value, what, f"use {', '.join(fitting)}")
-    return asked or fitting[0]
+    chosen = asked or fitting[0]
+    if quality is not None and (chosen is Format.PNG or not 1 <= quality <= 100):
+        raise RequestError("file_quality", quality, "a whole number from 1 to 100 for webp, jpeg or mp4")
+    return chosen
+
+
+def _left_to_do(
+    requests: Sequence[GenerationRequest], folder: Path, view: View, *, videos: bool, resume: bool
+) -> tuple[list[Task], dict[str, object]]:
+    """The pictures to be made, with `resume` those that an earlier run left out; and the command for their records."""
+    given, texts = given_options(requests[0]), [request.prompt for request in requests]
+    done, seed = find_done(folder, texts, given, videos=videos) if resume else (set(), None)
+    first_seed = next(value for value in (requests[0].seed, seed, drawn_seed()) if value is not None)
+    tasks = [task for task in _tasks(requests, first_seed) if (task.request.prompt, task.request.seed) not in done]
+    if resume:
+        there = len(requests) * requests[0].num_images - len(tasks)
+        view.line(f"already there: {there}, to make: {len(tasks)}")
+    return tasks, {"given": given, "first_seed": first_seed}
 
 
 def _tasks(requests: Sequence[GenerationRequest], first_seed: int) -> Iterator[Task]:
