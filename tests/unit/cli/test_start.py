@@ -30,6 +30,7 @@ GENERATE_OPTIONS = {
         "--identity-variant",
     ),
     *("--min-likeness", "--tries"),
+    *("--refiner", "--refiner-start", "--refiner-strength", "--refiner-steps"),
     *("--deterministic", "--no-deterministic", "--cache", "--quality", "--lora", "--safety"),
     *("--size", "--aspect", "--megapixels", "--frames", "--fps"),
     *("--output", "-o", "--name", "--format", "--file-quality", "--metadata", "--no-metadata", "--resume"),
