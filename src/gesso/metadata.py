@@ -25,6 +25,7 @@ tag "gesso"):
     seconds    by stage
     init_image digest of the starting picture's file, where there was one
     identity   digests of the photograph's file and of the pose's, {"image", "pose"}, where there was one
+    refiner    digest of the refiner's files, where there was one
     likeness   cosine between the photograph's face and the picture's, null where it shows none
     mask       digest of the mask's file, where there was one
     lora       of each adapter, where there were any: {"source", "scale"; "digest": of its file; "kind": what is in it}

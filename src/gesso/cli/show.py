@@ -196,6 +196,9 @@ def _changes(record: Record, result: "Result") -> Iterator[str]:
         if then != version:
             yield f"{name} was {then}, is {version}"
     yield from _adapter_changes(record, result)
+    then, now = (data.get("refiner") for data in (record.data, result.metadata))
+    if then != now:
+        yield f"the refiner changed: {str(then)[:23]}… then, {str(now)[:23]}… now"
     for name in ("device", "dtype", "attention", "compiled"):
         then, now = (data.get(name, _PLAIN.get(name)) for data in (record.data, result.metadata))
         if then != now:

@@ -41,12 +41,13 @@ def decode_groups(rows: Iterable[Row]) -> list[list[Row]]:
 def encode_groups(runs: Iterable[Run]) -> list[list[Run]]:
     """Requests that are encoded together: same model, and adapters by which it reads; one that runs alone is so, too.
 
-    So is one that needs a picture: should its file be gone or broken by now, that is nobody else's fault.
+    So is one that needs a picture, or a guest that is read now: should a file of these be gone or broken by now, that
+    is nobody else's fault.
     """
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
         request = run.plan.request
-        own = id(run) if run.alone or request.init_image is not None or request.identity is not None else None
+        own = id(run) if run.alone or request.init_image is not None or run.plan.guests else None
         groups.setdefault((run.model.number, run.held.reading, own), []).append(run)
     return [part for group in groups.values() for part in _parts(group, group[0].model.places.now)]
 

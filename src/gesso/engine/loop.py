@@ -196,6 +196,8 @@ class Loop:
                 run.company = len(group)
                 run.seconds["encode"] = seconds
                 run.job.progress("encode", 0, 1, 1)
+            if any(run.plan.guests for run in group):  # which may have been read just now
+                self._fleet.keep_to_budget(group[0].model)
 
     # Group, pick, step, tell.
 

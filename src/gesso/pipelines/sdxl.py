@@ -185,6 +185,7 @@ class SdxlPipeline:
             latent_1Chw=start_1Chw,
             kept=kept,
             beside=beside,
+            refiner=conditioning.refined[0].digest if conditioning.refined else "",
         )
 
     def _legs(
@@ -306,7 +307,8 @@ class SdxlPipeline:
                 image_B3HW = self.autoencoder.decode(latent_BChw / self._scale, return_dict=False)[0]
                 pictures: Any = self._pixels.postprocess(image_B3HW, output_type="pil")
             for state, picture in zip(chunk, pictures, strict=True):
-                yield Output(image=picture, seed=state.seed)
+                measured = {"refiner": state.refiner} if state.refiner else {}
+                yield Output(image=picture, seed=state.seed, measured=measured)
 
     def latents_of(self, image_B3SS: Tensor) -> Tensor:
         """Scaled latents of pictures, the posterior's mean, for the preview's fit."""

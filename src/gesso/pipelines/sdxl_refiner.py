@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -47,11 +46,15 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RefinerNetwork:
-    """A refiner: its UNet, the values of its `scheduler_config.json`, and whether an empty negative is zeros to it."""
+    """A refiner: its UNet, the values of its `scheduler_config.json`, and whether an empty negative is zeros to it.
+
+    `digest` is that of its files, "" where it has no weights.
+    """
 
     unet: UNet2DConditionModel
     scheduler: Mapping[str, Any]
     zero_empty: bool
+    digest: str = ""
 
     def texts(self, prompt: ReadText, negative: ReadText | None) -> Texts:
         """Of what the model reads, the larger encoder's part, which comes last."""
@@ -65,8 +68,8 @@ class RefinerNetwork:
 class SdxlRefiner:
     """What Stable Diffusion XL asks of its guest. It is handed its network.
 
-    `load` reads a refiner by its name; that is done when the first picture wants it, and it is held until another one
-    is wanted and the last picture that uses it is done. `shapes` makes it on the meta device, for planning.
+    `load` reads a refiner by its name; that is done when a picture wants another one than the last did, and the last is
+    held until its pictures are done. `shapes` makes it on the meta device, for planning.
     """
 
     roles = (REFINER,)
@@ -74,8 +77,8 @@ class SdxlRefiner:
     def __init__(self, *, load: Callable[[str], RefinerNetwork], shapes: Callable[[str], RefinerNetwork]) -> None:
         self._load, self._make_shapes = load, shapes
         self._shapes: dict[str, RefinerNetwork] = {}
-        self._known: WeakValueDictionary[str, RefinerNetwork] = WeakValueDictionary()
-        self._last: RefinerNetwork | None = None
+        self._name = ""
+        self._network: RefinerNetwork | None = None
 
     def filled(self, refiner: Refiner) -> Refiner:
         """Without blanks, but for what belongs to the way that was not chosen."""
@@ -91,12 +94,10 @@ class SdxlRefiner:
 
     def network(self, refiner: Refiner) -> RefinerNetwork:
         """The network, read if it is not here. Raises MissingError, FileError, WeightsError."""
-        network = self._known.get(refiner.model)
-        if network is None:
-            self._last = None  # before the next is read: both need not fit
-            network = self._known[refiner.model] = self._load(refiner.model)
-        self._last = network
-        return network
+        if self._network is None or self._name != refiner.model:
+            self._network = None  # before the next is read: both need not fit
+            self._name, self._network = refiner.model, self._load(refiner.model)
+        return self._network
 
     def schedules(
         self, filled: GenerationRequest, own: Schedule, trained: Mapping[str, Any]

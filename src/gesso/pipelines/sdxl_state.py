@@ -6,7 +6,7 @@ The verbs are in `sdxl`. Shapes as there.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -130,7 +130,7 @@ class SdxlState:
     """One picture on its way: its latent, its own schedulers, and the generator of what noise they still need.
 
     `guidance` has one value for each evaluation, of all legs. `kept` is given where the network does not itself see
-    what is to be kept, and `beside` `[1,1+C,h,w]` where it does.
+    what is to be kept, and `beside` `[1,1+C,h,w]` where it does. `refiner` is the digest of one, or "".
     """
 
     request: GenerationRequest
@@ -142,6 +142,7 @@ class SdxlState:
     latent_1Chw: Tensor
     kept: Inpainting | None = None
     beside: Tensor | None = None
+    refiner: str = ""
     said: Said | None = None
     index: int = 0
     _passed: int = 0  # evaluations of legs that are done
@@ -216,4 +217,6 @@ class SdxlState:
                 tuple(latent_1Chw.shape), generator=self.generator, device=latent_1Chw.device, dtype=latent_1Chw.dtype
             )
             latent_1Chw = self.leg.scheduler.add_noise(latent_1Chw, noise_1Chw, self.timestep[None])
+            if kept is not None:  # what is put back has the same noise as what is around it
+                self.kept = replace(kept, noise_1Chw=noise_1Chw)
         self.latent_1Chw = latent_1Chw

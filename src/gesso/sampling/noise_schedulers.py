@@ -175,7 +175,7 @@ def make_noise_scheduler(
         skipped = before(start, scheduler, scheduler.timesteps, config["num_train_timesteps"])
     if skipped and name in FROM_NOISE_ALONE:
         able = ", ".join(each for each in NAMES if each not in FROM_NOISE_ALONE)
-        raise RequestError("scheduler", name, "one that begins from a picture", f"one of: {able}")
+        raise RequestError("scheduler", name, "one that can begin part of the way", f"one of: {able}")
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     timesteps_N = scheduler.timesteps[skipped:]

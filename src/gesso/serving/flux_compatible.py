@@ -73,6 +73,7 @@ _OUR_NAMES = {
     "refiner": "refine",
     "refiner.model": "refine",
     "refiner.start": "high_noise_frac",
+    "refiner.strength": "refine",
     "refiner.steps": "refine_steps",
 }
 _REFINED = 0.3  # share of the steps that begin anew from a finished picture, as in predictors of this kind
@@ -331,4 +332,5 @@ def in_our_words(error: RequestError) -> RequestError:
     if name not in _OUR_NAMES:
         return error
     field = _OUR_NAMES.get(error.field, ".".join([_OUR_NAMES[name], rest]))
-    return RequestError(field, error.value, error.allowed, error.hint)
+    hint = error.hint.replace("give refiner.strength", "take base_image_refiner")
+    return RequestError(field, error.value, error.allowed, hint)

@@ -64,6 +64,11 @@ class Footprint:
         else:
             self._guests[role] = _weighed(role, part)
 
+    def forget(self, role: str) -> None:
+        """Count a part no longer that was let go of."""
+        self.plain.pop(role, None)
+        self.quantized.pop(role, None)
+
     def weights(self, mode: MemoryMode, guests: Collection[str] = ()) -> int:
         """Bytes of all parts, wherever they rest."""
         return sum(part.whole for part in self._parts(mode, guests).values())
@@ -92,7 +97,7 @@ class Footprint:
 
     def _parts(self, mode: MemoryMode, guests: Collection[str]) -> dict[str, Bytes]:
         expected = {role: both[bool(mode.scheme)] for role, both in self._guests.items() if role in guests}
-        return expected | (self.quantized if mode.scheme else self.plain)
+        return (self.quantized if mode.scheme else self.plain) | expected  # which takes the place of another
 
 
 def _takes_part(role: str, stage: str) -> bool:

@@ -28,6 +28,8 @@ from gesso.weights.residency import AT_ONCE, Part, Slot, Unit, divide, fetched, 
 TEXT = "text_encoder"
 """What roles of text encoders begin with."""
 AUTOENCODER, PICTURES = "autoencoder", "picture_encoder"
+REFINER = "refiner"
+"""The role of a network that steps after another, and never together with it."""
 _TILE = 512  # pixels along the edge of a tile, where the autoencoder has no size of its own
 
 WHOLE = "CLIP"
@@ -184,7 +186,7 @@ def are_apart(one: str, other: str, mode: MemoryMode) -> bool:
 
 def _stage(role: str) -> str:
     """Networks that step work together, as FLUX and InfuseNet do; all else works by itself."""
-    return role if is_reader(role) or role == AUTOENCODER else "step"
+    return role if is_reader(role) or role in (AUTOENCODER, REFINER) else "step"
 
 
 def is_reader(role: str) -> bool:

@@ -87,7 +87,10 @@ def read_refiner(path: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.
     places = sdxl_checkpoint.places("unet", network)
     own = {name: tensor for name, tensor in header.items() if name.startswith(PREFIXES["unet"])}
     _check(path, own, {"unet": network}, {"unet": places})
-    return _filled(path, network, places, dtype) if weights else network
+    if not weights:
+        return network
+    what = "a refiner's unet of a single file"
+    return components.shared(path, what, dtype, lambda: _filled(path, network, places, dtype), config=network.config)
 
 
 def part_folder(beside: Path, part: str, name: str = "config.json") -> Path:

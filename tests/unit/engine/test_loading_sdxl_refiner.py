@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -14,14 +15,15 @@ from gesso.engine.engine import Engine
 from gesso.engine.loading import load_pipeline, load_planner
 from gesso.engine.memory import peaks
 from gesso.errors import FileError, GessoError, MissingError, RequestError, WeightsError
-from gesso.memory_modes import parse_mode
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.request import GenerationRequest
-from gesso.weights import catalogue
+from gesso.request_parts import Refiner
+from gesso.weights import catalogue, manifest
 from tests.oracle import run_plainly
 from tests.tiny_sdxl import (
     tiny_guest,
     tiny_pipeline,
+    tiny_refiner,
     write_refiner_file,
     write_sdxl_lora,
     write_tiny_refiner,
@@ -54,6 +56,13 @@ def _nothing_was_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def request(refiner: object = None, **values: Any) -> GenerationRequest:
     fields = {"prompt": "a red star", "seed": 3, "steps": 5, "guidance": 2.0, "refiner": refiner}
     return GenerationRequest.model_validate({**fields, **values})
+
+
+def change_one_number(folder: Path) -> None:
+    (path,) = (folder / "unet").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
 
 
 def picture(pipeline: SdxlPipeline, refiner: object) -> bytes:
@@ -91,9 +100,10 @@ def test_it_is_read_when_one_is_wanted_and_counted_before(model: str, folder: Pa
     planner, pipeline = load_planner(model, "cpu", "float32"), load(model)
     assert planner is not None
     plain, plan = (planner.plan(request(refiner)) for refiner in (None, str(folder)))
-    least = min(path.stat().st_size for path in (folder / "unet").glob("*.safetensors"))
-    for mode in (parse_mode("full"), parse_mode("offload")):
-        assert peaks(planner, plan)[mode] >= peaks(planner, plain)[mode] + (0.9 * least if str(mode) == "full" else 0)
+    weights = sum(value.nbytes for value in tiny_refiner().unet.parameters())
+    added = {str(mode): peak - peaks(planner, plain)[mode] for mode, peak in peaks(planner, plan).items()}
+    assert added["full"] >= weights and added["offload"] >= weights
+    assert added["model-offload"] < weights  # one of both is there at a time
     run_plainly(pipeline, request())
     build: Any = pipeline.build  # pyright: ignore[reportAttributeAccessIssue]
     assert "refiner" not in build.networks
@@ -101,14 +111,47 @@ def test_it_is_read_when_one_is_wanted_and_counted_before(model: str, folder: Pa
     assert "refiner" in build.networks
 
 
-def test_adapters_are_for_the_model_alone(model: str, folder: Path, tmp_path: Path) -> None:
-    """A LoRA acts on the model's part, and rows of the refiner's evaluations are nobody's."""
-    lora = (str(write_sdxl_lora(tmp_path / "style.safetensors")),)
-    asked = [request(str(folder), lora=lora), request(str(folder)), request(str(folder), lora=lora, steps=4)]
+def test_two_models_have_one_refiner_and_the_last_one_stays(model: str, folder: Path, tmp_path: Path) -> None:
+    other = write_tiny_sdxl(tmp_path / "other", tiny_pipeline(prediction_type="v_prediction"))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    change_one_number(copy)
+    networks = []
+    for pipeline in (load(model), load(str(other))):
+        assert pipeline.refiner is not None
+        (first, second, again) = (
+            pipeline.refiner.network(Refiner(model=str(path))).unet for path in (folder, copy, folder)
+        )
+        assert first is not second
+        networks.append(again)
+        assert pipeline.build.networks["refiner"] is again  # pyright: ignore[reportAttributeAccessIssue]
+    assert networks[0] is networks[1]
+
+
+def test_an_adapter_of_the_model_is_not_the_refiners(model: str, folder: Path, tmp_path: Path) -> None:
+    """Rows of the refiner's evaluations are nobody's, whoever they are in the model's."""
+    lora, deterministic = (str(write_sdxl_lora(tmp_path / "style.safetensors")),), {"deterministic": True}
+    asked = [request(str(folder), lora=lora), request(str(folder)), request(str(folder), lora=lora, steps=8)]
     with Engine(device="cpu", dtype="float32") as engine:
-        jobs = [engine.submit(each.model_copy(update={"model": model, "deterministic": True})) for each in asked]
-        changed, plain, _ = (job.result()[0].image.tobytes() for job in jobs)
-    assert plain == picture(load(model), str(folder)) != changed
+        jobs = [engine.submit(each.model_copy(update={"model": model})) for each in asked]
+        together = [job.result()[0] for job in jobs]
+        jobs = [engine.submit(each.model_copy(update={"model": model, **deterministic})) for each in asked]
+        alone = [job.result()[0].image for job in jobs]
+    assert max(cast("int", result.metadata["company"]) for result in together) > 1
+    for result, picture_alone in zip(together, alone, strict=True):
+        difference = np.asarray(result.image).astype(int) - np.asarray(picture_alone)
+        assert np.abs(difference).max() <= 1
+    assert alone[1].tobytes() == picture(load(model), str(folder)) != alone[0].tobytes()
+
+
+def test_its_files_are_in_the_record(model: str, folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    found = []
+    for refiner in (None, str(copy), str(copy)):
+        with Engine(device="cpu", dtype="float32") as engine:
+            found.append(engine.run(request(refiner, model=model))[0].metadata.get("refiner"))
+        change_one_number(copy)
+    assert found[0] is None and found[1] != found[2]
+    assert all(isinstance(digest, str) and len(digest) == 64 for digest in found[1:])
 
 
 # ---- refused --------------------------------------------------------------------------------------------------------
@@ -151,3 +194,34 @@ def test_tensors_that_are_missing_or_too_many(model: str, file: Path, tmp_path: 
     save_file(state, other)
     text = refused(WeightsError, model, str(other))
     assert "model.diffusion_model.out.0.weight" in text and "model.diffusion_model.extra" in text
+
+
+def test_one_that_was_altered_since_it_was_pulled(model: str, folder: Path, tmp_path: Path) -> None:
+    """Planning does not see it; loading does, and nothing of it stays."""
+    home = Path(shutil.copytree(folder, tmp_path / "home/weights/sdxl-refiner"))
+    (weights,) = (home / "unet").glob("*.safetensors")
+    weights = weights.rename(home / "unet/diffusion_pytorch_model.fp16.safetensors")
+    listed = {
+        path.relative_to(home).as_posix(): {"bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
+        for path in home.rglob("*")
+        if path.is_file()
+    }
+    (home / manifest.NAME).write_text(json.dumps(listed))
+    assert picture(load(model), "sdxl-refiner") == picture(load(model), str(folder))
+    change_one_number(home)
+    pipeline = load(model)
+    plan = pipeline.plan(request("sdxl-refiner"))
+    with pytest.raises(WeightsError, match=r"fp16\.safetensors was altered; mend it with: gesso models pull sdxl-ref"):
+        pipeline.encode([plan])
+    assert "refiner" not in pipeline.build.networks  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_one_that_is_broken_by_now_is_nobody_elses_fault(model: str, folder: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    for path in (broken / "unet").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-10])
+    with Engine(device="cpu", dtype="float32") as engine:
+        jobs = [engine.submit(request(refiner, model=model)) for refiner in (None, str(broken), None)]
+        with pytest.raises(WeightsError, match="truncated"):
+            jobs[1].result()
+        assert len({jobs[at].result()[0].image.tobytes() for at in (0, 2)}) == 1

@@ -79,7 +79,9 @@ def test_schedulers_and_steps(sdxl: SdxlPipeline, given: dict[str, str]) -> None
     assert "at most 50 for the scheduler lcm; nearest: 50" in refused(sdxl, "steps", scheduler="lcm", steps=51)
     assert "at most 999" in refused(sdxl, "steps", scheduler="ddim", steps=1000)
     begun = {"init_image": given["init_image"], "init_strength": 0.6}
-    assert "not one that begins from a picture; one of: euler" in refused(sdxl, "scheduler", scheduler="lms", **begun)
+    assert "not one that can begin part of the way; one of: euler" in refused(
+        sdxl, "scheduler", scheduler="lms", **begun
+    )
     assert sdxl.plan(request(scheduler="lms", **given)).steps == 4  # all of them, under a mask
     with pytest.raises(RequestError, match="steps 0 is not"):
         request(steps=0)

@@ -196,6 +196,23 @@ def test_what_a_mask_keeps_stays(
     assert not torch.allclose(state.latent_1Chw[..., :4], state.kept.clean_1Chw[..., :4], atol=0.1)
 
 
+def test_what_is_put_back_has_the_noise_of_what_is_around_it(
+    refined: tuple[SdxlPipeline, RefinerNetwork], given: dict[str, str]
+) -> None:
+    (state,) = begun(refined[0], request(**given, refiner={"model": "any", "strength": 0.5}))
+    noises = []
+    while state.remaining > 1:
+        refined[0].step([state])
+        assert state.kept is not None
+        sigma = float(state.leg.scheduler.sigmas[state.leg.skipped + state.index - state._passed])  # pyright: ignore
+        noises.append(((state.latent_1Chw - state.kept.clean_1Chw) / sigma)[..., 4:])
+    before, after = noises[: STEPS - 1], noises[STEPS - 1 :]
+    assert len(after) == 3  # as new noise was laid on, and after two steps of the refiner
+    for alike in (before, after):
+        assert all(torch.allclose(alike[0], other, atol=1e-3) for other in alike)
+    assert not torch.allclose(before[0], after[0], atol=0.1)
+
+
 def test_heun_is_never_divided_within_a_step(refined: tuple[SdxlPipeline, RefinerNetwork]) -> None:
     (state,) = begun(refined[0], request(scheduler="heun", refiner={"model": "any", "start": 0.5}))
     own, left = (leg.timesteps_N.tolist() for leg in state.legs)
@@ -228,7 +245,7 @@ def test_a_plan_counts_both(refined: tuple[SdxlPipeline, RefinerNetwork]) -> Non
         ({"refiner": {"model": "any", "strength": 0.1}}, "refiner.strength 0.1 is not enough to leave one of 6 steps"),
         ({"refiner": {"model": "any", "strength": 0.5, "steps": 1000}}, "refiner.steps 1000 is not at most 999"),
         ({"refiner": "any", "steps": 1000}, "steps 1000 is not at most 999"),
-        ({"refiner": "any", "scheduler": "lms"}, "scheduler lms is not one that begins from a picture"),
+        ({"refiner": "any", "scheduler": "lms"}, "scheduler lms is not one that can begin part of the way"),
     ],
 )
 def test_what_leaves_nothing_to_do(

@@ -296,6 +296,8 @@ def test_a_refiner_by_either_way(tmp_path: Path) -> None:
         assert any("spoils illustrations" in warning for warning in over_illustrations.warnings)
         with pytest.raises(RequestError, match=r"high_noise_frac 1\.0 is not low enough to leave one of 4 steps"):
             call(predictor, **{**fields, "high_noise_frac": 1}, refine="expert_ensemble_refiner")
+        with pytest.raises(RequestError, match=r"high_noise_frac 0\.0 .*; raise it, or take base_image_refiner"):
+            call(predictor, **{**fields, "high_noise_frac": 0}, refine="expert_ensemble_refiner")
     finally:
         predictor.close()
 

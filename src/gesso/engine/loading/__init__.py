@@ -7,12 +7,10 @@ that family is loaded, since some bring heavy libraries. Not here: names and pla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from importlib import import_module
 
 import torch
 
-from gesso import stored
 from gesso.devices import CPU, META, check_dtype, kind_of
 from gesso.engine.acceleration import PLAIN, Acceleration
 from gesso.engine.device import check_device, default_device, has_fast_bfloat16
@@ -21,7 +19,6 @@ from gesso.engine.memory import asking, choose, is_small, most_held
 from gesso.engine.planning import planned
 from gesso.errors import WeightsError
 from gesso.memory_modes import AUTO, FULL, MemoryMode, parse_mode
-from gesso.models import components
 from gesso.pipelines.contract import Pipeline
 from gesso.request import GenerationRequest
 from gesso.weights import catalogue, digests, manifest
@@ -67,12 +64,10 @@ def load_pipeline(
     chosen, wanted = _dtype(entry, check_device(device), dtype), acceleration or PLAIN
     wanted.check(device, chosen)
     mode = memory_mode(name_or_path, device, dtype, memory)
-    build = Build(device=device, dtype=chosen, memory=mode, acceleration=wanted)
+    build = Build(device=device, dtype=chosen, memory=mode, acceleration=wanted, shared=shared)
     if entry.layout != "gesso":  # which is checked against its manifest
         digests.begin(files_of(entry.folder, entry.files))
-    # Not the build itself, which knows the parts: what parts are found by must not keep them.
-    held = components.held_once((build.device, build.dtype, build.memory, wanted), digests.sha256)
-    with stored.deferred(), held if shared else nullcontext():
+    with build.reading():
         pipeline = _load(entry, build)
         check_pulled(entry)  # last, since files are hashed beside the loading
     return pipeline
@@ -134,7 +129,8 @@ def check_pulled(entry: Entry) -> None:
     """Refuse a pulled model whose files are not those that were pulled; loaders of our own layout do it themselves."""
     if not entry.sources or not (entry.folder / manifest.NAME).is_file():
         return
-    listed = [name for name in manifest.names(entry.folder) if name.partition("/")[0] in entry.files]
+    parts = tuple(f"{part}/" for part in entry.files)
+    listed = [name for name in manifest.names(entry.folder) if f"{name}/".startswith(parts)]
     try:
         manifest.verify(entry.folder, tuple(listed))
     except WeightsError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gesso.engine.loading import check_pulled
 from gesso.engine.loading.build import Build
 from gesso.errors import FileError, MissingError
 from gesso.identity.detection import FaceDetector
@@ -50,12 +51,14 @@ def guest(build: Build, network: Mapping[str, Any]) -> InfiniteYou:
 
     def load(variant: str) -> Networks:
         folder = _folder(home, variant)
-        build.forget(INFUSENET)  # the other variant's: both need not fit
-        with torch.inference_mode(False), torch.no_grad():  # parts that come and go change their tensors later
+        entry = catalogue.find(weights.ENTRIES[variant])
+        with build.reading_guest(INFUSENET):
             resampler = weights.load_resampler(folder, variant, torch.float32)
             _check_resampler(folder, resampler, network)
             infusenet = _infusenet(folder, variant, build.dtype, network, with_weights=True)
             build.place({INFUSENET: infusenet})
+            if folder == entry.folder:
+                check_pulled(entry)
         return Networks(variant, infusenet, resampler)
 
     return InfiniteYou(

@@ -33,7 +33,7 @@ def guest(folder: Path, build: Build) -> InfiniteYou:
         return made
 
     def load(variant: str) -> Networks:
-        with torch.inference_mode(False), torch.no_grad():  # as for the published one
+        with build.reading_guest(INFUSENET):
             resampler = weights.load_resampler(folder)
             infusenet = weights.load_infusenet(folder, build.dtype)
             build.place({INFUSENET: infusenet})

@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from gesso.engine.loading import check_pulled
 from gesso.engine.loading.build import Build
 from gesso.errors import FileError, RequestError
 from gesso.models.diffusers_parts import unet_2d_condition
 from gesso.models.sdxl_text import SdxlText
 from gesso.pipelines.sdxl_refiner import REFINER, RefinerNetwork, SdxlRefiner, sizes
-from gesso.weights import catalogue
+from gesso.weights import catalogue, digests
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_network
+from gesso.weights.files import digest, files_of
 from gesso.weights.noise_schedule import NAME, read_noise_schedule
 from gesso.weights.sdxl_file import part_folder, read_refiner
 
-FAMILY = "sdxl-refiner"
+FAMILY = "sdxl-refiner"  # and the name of the published one
 
 
 def guest(build: Build, channels: int, text: SdxlText) -> SdxlRefiner:
@@ -36,11 +38,13 @@ def guest(build: Build, channels: int, text: SdxlText) -> SdxlRefiner:
         return made
 
     def load(name: str) -> RefinerNetwork:
-        build.forget(REFINER)  # another one's: both need not fit
-        with torch.inference_mode(False), torch.no_grad():  # parts that come and go change their tensors later
-            made = _read(_entry(name), build.dtype, weights=True)
+        entry = _entry(name)
+        digests.begin(files_of(entry.folder, entry.files))
+        with build.reading_guest(REFINER):
+            made = _read(entry, build.dtype, weights=True)
             _check_fit(name, made.unet, channels, text)
             build.place({REFINER: made.unet})
+            check_pulled(entry)  # last, since files are hashed beside the loading
         return made
 
     return SdxlRefiner(load=load, shapes=shapes)
@@ -53,8 +57,7 @@ def _entry(name: str) -> Entry:
     except RequestError as error:
         raise RequestError("refiner.model", name, "a known refiner", error.hint) from None
     if entry.family != FAMILY:
-        known = [each for each in catalogue.names() if catalogue.find(each).family == FAMILY]
-        raise RequestError("refiner.model", name, "a refiner", f"such as {', '.join(known)}")
+        raise RequestError("refiner.model", name, "a refiner", f"such as {FAMILY}")
     entry.require_files()
     return entry
 
@@ -70,7 +73,8 @@ def _read(entry: Entry, dtype: torch.dtype, *, weights: bool) -> RefinerNetwork:
         unet = load_network(entry.folder / "unet", unet_2d_condition(), dtype, weights=weights)
         zero_empty = bool(read_config(entry.folder, "model_index.json").get("force_zeros_for_empty_prompt", True))
         schedule = read_noise_schedule(entry.folder / "scheduler")
-    return RefinerNetwork(unet=unet, scheduler=schedule.values(), zero_empty=zero_empty)
+    made_of = digest(files_of(entry.folder, entry.files)) if weights else ""
+    return RefinerNetwork(unet=unet, scheduler=schedule.values(), zero_empty=zero_empty, digest=made_of)
 
 
 def _check_fit(name: str, unet: nn.Module, channels: int, text: SdxlText) -> None:
