@@ -14,7 +14,7 @@ from gesso.weights.catalogue import find
 yaml = pytest.importorskip("yaml", reason="comes with gesso[diffusion]")
 
 PREDICTOR = Path(__file__).parents[3] / "docker" / "sdxl"
-CATALOGUE = ("illustrious-xl", "sdxl", "stable-diffusion-safety-checker")
+CATALOGUE = ("illustrious-xl", "sdxl", "sdxl-refiner", "stable-diffusion-safety-checker")
 
 
 def pulls(text: str) -> dict[str, list[str]]:

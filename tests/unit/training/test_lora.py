@@ -78,8 +78,8 @@ def _check_first_step(task: LoraTask) -> None:
     state = task.pipeline.begin(plan, task.pipeline.encode([plan])[0], 0)
     share = 1.0
     if task.family == "sdxl":  # whose first step is not at the end of the schedule, and begins as if it were
-        share = (float(state.timesteps_N[0]) + 0.5) / 1000
-        state.latent_1Chw = state.latent_1Chw * (state.scheduler.sigmas[0] / state.scheduler.init_noise_sigma)
+        share, scheduler = (float(state.timestep) + 0.5) / 1000, state.leg.scheduler
+        state.latent_1Chw = state.latent_1Chw * (scheduler.sigmas[0] / scheduler.init_noise_sigma)
     painted = _said(task, lambda: task.pipeline.step([state]))
     nothing, text = torch.zeros_like(task.material.latent(task.examples[0]))[None], task.text.row(plan.request.prompt)
     generator = torch.Generator().manual_seed(plan.request.seed)
