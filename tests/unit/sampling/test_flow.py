@@ -96,17 +96,18 @@ def test_time_and_sigma_run_against_each_other() -> None:
     assert (float(times[0]), float(times[-1])) == (0.0, 1.0)
 
 
-@given(scale=st.floats(0, 20), most=st.floats(0, 3))
+@given(scale=st.floats(0, 20), most=st.just(0.0) | st.floats(1e-30, 3))
 def test_guidance_is_capped_and_keeps_its_direction(scale: float, most: float) -> None:
+    """Lengths are measured in float64, since squares of the smallest leave what float32 can tell apart."""
     generator = torch.Generator().manual_seed(1)
     positive, negative = torch.randn(2, 4, 1, 3, 5, generator=generator)
     free = guide_velocity(positive, negative, scale)
     torch.testing.assert_close(free, positive + scale * (positive - negative))
     guided = guide_velocity(positive, negative, scale, most)
     if most > 0:
-        limit = most * float(positive.norm())
-        assert float(guided.norm()) <= limit * (1 + 1e-5)
-        if float(free.norm()) <= limit:
+        limit = most * float(positive.double().norm())
+        assert float(guided.double().norm()) <= limit * (1 + 1e-5)
+        if float(free.double().norm()) <= limit * (1 - 1e-6):
             assert torch.equal(guided, free)
     if most > 0 and float(guided.norm()) > 1e-3:
         cosine = torch.nn.functional.cosine_similarity(guided.flatten(), free.flatten(), dim=0)
