@@ -1,10 +1,14 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several folders of tests share, and how property tests run everywhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("gesso", deadline=None)  # no test asserts how long anything takes
+settings.load_profile("gesso")
 
 
 @pytest.fixture(scope="session")

@@ -258,7 +258,7 @@ _SHAPES = (
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(module=st.sampled_from(_MODULES), fields=st.dictionaries(st.sampled_from(_FIELDS), _SHAPES, max_size=6))
 def test_tensors_of_any_shape_make_an_adapter_or_one_line(module: str, fields: dict[str, tuple[int, ...]]) -> None:
     with TemporaryDirectory() as folder:

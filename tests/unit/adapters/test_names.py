@@ -142,7 +142,7 @@ _NAMES = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(_WORDS), max_s
 _SHAPES = st.lists(st.integers(0, 4096), max_size=5).map(tuple)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(_NAMES, _SHAPES, max_size=8), st.dictionaries(st.text(max_size=20), st.text(max_size=20)))
 def test_any_names_are_classified_without_an_error(
     shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]

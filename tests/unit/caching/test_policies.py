@@ -21,7 +21,7 @@ STEPS, INTERVALS, WARMUPS = st.integers(1, 60), st.integers(1, 12), st.integers(
 SCHEDULED = st.sampled_from(["taylorseer", "lite", "residual", "toca", "duca", "random", "clusca"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(policy=SCHEDULED, steps=STEPS, interval=INTERVALS, warmup=WARMUPS, last=st.integers(0, 4))
 def test_schedules(policy: str, steps: int, interval: int, warmup: int, last: int) -> None:
     """The first and last as asked, no gap longer than the interval, and forecasts only of what is known."""
@@ -35,13 +35,13 @@ def test_schedules(policy: str, steps: int, interval: int, warmup: int, last: in
     assert [course.decide(step).full for step in range(steps)] == [kind is Kind.FULL for kind in kinds]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(steps=STEPS, warmup=WARMUPS)
 def test_interval_one_is_no_cache(steps: int, warmup: int) -> None:
     assert all(full_steps(steps, 1, warmup))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=20))
 def test_a_mask_is_followed(mask: list[bool]) -> None:
     mask = [True, *mask]
@@ -49,7 +49,7 @@ def test_a_mask_is_followed(mask: list[bool]) -> None:
     assert [course.decide(step).full for step in range(len(mask))] == mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(errors=st.lists(st.floats(0, 2), min_size=3, max_size=30), low=st.integers(1, 3), more=st.integers(0, 4))
 def test_speculation_skips_not_too_often_and_keeps_nothing_that_failed(
     errors: list[float], low: int, more: int

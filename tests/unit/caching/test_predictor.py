@@ -32,7 +32,7 @@ def climbed(rule: Rule, coefficients: list[float], full: list[int]) -> Ladder:
     return ladder
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(full=FULL, order=ORDERS, ahead=st.integers(1, 8), data=st.data())
 def test_newton_is_exact_on_polynomials_of_its_order_over_any_gaps(
     full: list[int], order: int, ahead: int, data: st.DataObject
@@ -43,7 +43,7 @@ def test_newton_is_exact_on_polynomials_of_its_order_over_any_gaps(
     torch.testing.assert_close(forecast, polynomial(coefficients, full[-1] + ahead), atol=1e-7, rtol=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(full=FULL, data=st.data())
 def test_the_highest_order_is_a_derivative_over_any_gaps(full: list[int], data: st.DataObject) -> None:
     coefficients = data.draw(st.lists(st.floats(-2, 2), min_size=4, max_size=4))
@@ -51,7 +51,7 @@ def test_the_highest_order_is_a_derivative_over_any_gaps(full: list[int], data: 
     torch.testing.assert_close(ladder.factors[3][0].item(), 6 * coefficients[3] / 1000, atol=1e-8, rtol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(gap=st.integers(1, 6), count=st.integers(1, 6), order=ORDERS, seed=st.integers(0, 99))
 def test_equal_gaps_make_both_spacings_the_published_ladder(gap: int, count: int, order: int, seed: int) -> None:
     features = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_forecasts_are_tensors_of_their_own() -> None:
     assert ladder.factors[0].tolist() == [1, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(full=FULL, hybrid=st.booleans(), order=ORDERS, seed=st.integers(0, 99))
 def test_smoothing_of_nothing_changes_nothing(full: list[int], hybrid: bool, order: int, seed: int) -> None:
     """All the weight on the newest: an exponential filter that filters nothing."""

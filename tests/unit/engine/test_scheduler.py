@@ -91,7 +91,7 @@ def test_a_usual_request_begins_whole_and_a_large_one_takes_turns() -> None:
     assert [begun for begun in range(1, 13) if lets_others_begin(begun)] == [4, 8, 12]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     policy=st.sampled_from(POLICIES),
     steps=st.integers(1, 12),

@@ -298,7 +298,7 @@ ASKED = st.tuples(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(asked=st.lists(ASKED, min_size=1, max_size=12), places=st.integers(1, 4))
 def test_nobody_starves_under_a_stream_of_newcomers(policy: str, asked: list[tuple], places: int) -> None:
     """Important newcomers, small and large, in a hurry and not, at every turn; what came first is done in the end.
@@ -330,7 +330,7 @@ def test_nobody_starves_under_a_stream_of_newcomers(policy: str, asked: list[tup
         raise AssertionError("somebody starves")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.tuples(*[st.integers(1, 8)] * 3),
     flops=st.tuples(*[st.sampled_from([1, 3, 10])] * 3),

@@ -88,7 +88,7 @@ def test_those_in_a_hurry_give_a_turn_too() -> None:
     assert order(hurried(1, 1), Claim(priority=3, waited=waited - 1)) == [0, 1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     priorities=st.lists(st.integers(LOWEST, HIGHEST), min_size=1, max_size=6),
     hurry=st.lists(st.booleans(), min_size=6, max_size=6),

@@ -203,7 +203,7 @@ WRITTEN = {kind: _written(kind) for kind in ("zip", "legacy")}
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(share=st.floats(0, 0.999))
 def test_truncated_pickles(tmp_path_factory: pytest.TempPathFactory, kind: str, share: float) -> None:
     path = tmp_path_factory.mktemp("cut") / "model.pth"
@@ -213,7 +213,7 @@ def test_truncated_pickles(tmp_path_factory: pytest.TempPathFactory, kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_damage_is_an_error_of_ours_or_none(
     tmp_path_factory: pytest.TempPathFactory, kind: str, place: int, value: int

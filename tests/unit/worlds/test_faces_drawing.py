@@ -29,7 +29,7 @@ def test_pictures_never_change() -> None:
     assert sha256(pictures.tobytes()).hexdigest() == "06af1bf3cf4038ddba3c0a87240556ee1556c696e8bd608ab007ea15dd3ec747"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**63 - 1), st.sampled_from([32, 64, 96]))
 def test_a_portrait_is_on_its_ground_in_its_shirt(seed: int, side: int) -> None:
     drawn = _plain(seed)

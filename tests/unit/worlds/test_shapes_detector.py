@@ -142,7 +142,7 @@ def test_an_empty_picture_has_no_objects() -> None:
     assert detect(np.full((64, 64, 3), 255, dtype=np.uint8)) == Detection("white", (), 0.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays.arrays(np.uint8, st.sampled_from([(16, 16, 3), (33, 33, 3)])))
 def test_any_picture_can_be_read(picture: np.ndarray) -> None:
     assert 0.0 <= detect(picture).stray <= 1.0
@@ -170,7 +170,6 @@ def test_place_and_size_need_no_lattice(shape: str) -> None:
     assert not is_same(replace(drawn, objects=(replace(thing, x=0.5),)), detect(draw([drawn])[0]))
 
 
-@settings(deadline=None)
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=12)))
 def test_components_agree_with_flood_filling(mask: np.ndarray) -> None:
     labels, count = label_components(mask)

@@ -26,7 +26,7 @@ def test_colours_are_far_apart() -> None:
     assert min(dist(one, other) for one, other in choose(PALETTE.values(), 2)) >= 100
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**63 - 1), st.sampled_from([32, 50, 64, 128]))
 def test_objects_are_of_their_colour_on_their_background(seed: int, side: int) -> None:
     drawn = scene(seed)
