@@ -7,12 +7,12 @@ what a field does (`caching`), and limits of a model (`caching.attach`). Nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gesso.errors import RequestError
+from gesso.request_words import request_error
 
 PolicyName = Literal[
     "taylorseer", "lite", "residual", "first_block", "accumulated", "toca", "duca", "random", "clusca", "speca"
@@ -150,7 +150,7 @@ class CacheSettings(BaseModel):
         try:
             return handler(_spelled_out(value) if isinstance(value, str) else value)
         except ValidationError as error:
-            raise _request_error(error) from None
+            raise request_error(error, cls, "cache.") from None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -230,24 +230,6 @@ def _spelled_out(text: str) -> dict[str, object]:
         key, value = key.strip().replace("-", "_"), value.strip()
         values[key] = [digit == "1" for digit in value] if key == "mask" and not set(value) - {"0", "1"} else value
     return values
-
-
-def _request_error(error: ValidationError) -> RequestError:
-    """The first complaint in our words."""
-    first = error.errors(include_url=False)[0]
-    if not first["loc"]:
-        return RequestError("cache", first["input"], "a mapping of field names to values")
-    field = str(first["loc"][0])
-    if field not in CacheSettings.model_fields:
-        known = list(CacheSettings.model_fields)
-        near = get_close_matches(field, known, n=2)
-        return RequestError(
-            "cache", field, "a field of a cache", f"did you mean {_or(near)}?" if near else f"fields: {_or(known)}"
-        )
-    if first["type"] == "missing":
-        return RequestError(f"cache.{field}", "", "given", f"one of {_or(get_args(PolicyName))}")
-    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return RequestError(f"cache.{field}", first["input"], message.replace("'", ""))
 
 
 def _or(names: Any) -> str:

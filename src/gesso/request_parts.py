@@ -4,7 +4,7 @@ Not here: the request (`request`), what parts do (`pipelines`, `adapters`). Noth
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from gesso.adapters.sources import Source
 
 LARGEST_LORA_SCALE = 20.0  # either way; beyond it, every known adapter paints noise
+
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _read(
+    kind: type[Part], value: object, handler: ModelWrapValidatorHandler[Part], name: str, short: str, words: str
+) -> Part:
+    """A part of a request by its field's `name`; a text alone is its field `short`. Raises RequestError."""
+    if isinstance(value, str):
+        value = {short: value}
+    elif not isinstance(value, Mapping | kind):
+        raise RequestError(name, value, f"{words}, or a mapping with {short}")
+    try:
+        return handler(value)
+    except ValidationError as error:
+        raise request_error(error, kind, f"{name}.") from None
 
 
 class Identity(BaseModel):
@@ -58,14 +75,7 @@ class Identity(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(value, str):
-            value = {"image": value}
-        elif not isinstance(value, Mapping | cls):
-            raise RequestError("identity", value, "the path of a photograph, or a mapping with image")
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise request_error(error, cls, "identity.") from None
+        return _read(cls, value, handler, "identity", "image", "the path of a photograph")
 
     @model_validator(mode="after")
     def _window_is_open(self) -> Self:
@@ -107,14 +117,7 @@ class Refiner(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(value, str):
-            value = {"model": value}
-        elif not isinstance(value, Mapping | cls):
-            raise RequestError("refiner", value, "the name of a refiner, or a mapping with model")
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise request_error(error, cls, "refiner.") from None
+        return _read(cls, value, handler, "refiner", "model", "the name of a refiner")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -161,8 +164,6 @@ class Lora(BaseModel):
         from gesso.adapters.sources import split_scale
 
         values: object = {"source": value} if isinstance(value, str) else value
-        if not isinstance(values, Mapping | cls):
-            raise RequestError("lora", value, "a source such as owner/style::0.8, or a mapping with source")
         if isinstance(values, Mapping) and isinstance(text := values.get("source"), str):
             try:
                 plain, scale = split_scale(text.strip())
@@ -171,10 +172,7 @@ class Lora(BaseModel):
             if scale is not None and values.get("scale") is not None:
                 raise RequestError("lora.scale", values["scale"], "usable here", f"the source says {scale:g} already")
             values = {**values, "source": plain, **({"scale": scale} if scale is not None else {})}
-        try:
-            made = handler(values)
-        except ValidationError as error:
-            raise request_error(error, cls, "lora.") from None
+        made = _read(cls, values, handler, "lora", "source", "a source such as owner/style::0.8")
         _source(made.source)
         return made
 

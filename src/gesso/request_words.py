@@ -34,10 +34,10 @@ def allowed_values(field: str, kind: type[BaseModel]) -> str:
                 pass
     unit = " characters" if _is_text(information.annotation) else ""
     if opened:
-        return f"above {low} and at most {high}{unit}"
+        return f"above {low} and at most {high}{unit}" if high else f"above {low}"
     if high:
         return f"{low} to {high}{unit}" if low else f"at most {high}{unit}"
-    return ""
+    return f"at least {low}{unit}" if low else ""
 
 
 def _constraints(parts: Sequence[object]) -> Iterator[object]:
@@ -65,7 +65,8 @@ def request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "
     """The first of pydantic's complaints in our words; bounds and names come from the fields, not from its texts."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
-        return RequestError("request", first["input"], "a mapping of field names to values")
+        whole = prefix.removesuffix(".") or "request"
+        return RequestError(whole, first["input"], "a mapping of field names to values")
     field = str(first["loc"][0])
     if field not in kind.model_fields:
         known = list(kind.model_fields)
@@ -87,5 +88,5 @@ def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
     type_words, words = _type_words(annotation), allowed_values(field, kind)
     if type_words == "text":
         return f"text of {words}" if words else "text"
-    joint = "" if not words or words.startswith(("above", "at most")) else "from "
+    joint = "" if not words or words.startswith(("above", "at ")) else "from "
     return f"{type_words} {joint}{words}".strip()

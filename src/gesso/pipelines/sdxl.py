@@ -100,39 +100,36 @@ class SdxlPipeline:
     def encode(self, plans: Sequence[Plan]) -> list[SdxlConditioning]:
         """Every text once for all pictures of all plans: the prompts as one batch, the negatives as another."""
         guided = [max(guidance_values(plan)) > 1 for plan in plans]
-        prompts = self._read([_prompt(plan) for plan in plans])
+        prompts = self._read([_prompt(plan) for plan in plans], self.zero_empty)
         negatives = self._read(
-            [(plan.request.negative, 0) for plan, doubled in zip(plans, guided, strict=True) if doubled]
+            [(plan.request.negative, 0) for plan, doubled in zip(plans, guided, strict=True) if doubled],
+            self.zero_empty,
         )
-        return [
-            SdxlConditioning(
-                Texts(prompts[_prompt(plan)], negatives[plan.request.negative, 0] if doubled else None),
-                self._refined(plan.request, prompts[_prompt(plan)], doubled),
-                self._given(plan.request),
-            )
+        texts = [
+            Texts(prompts[_prompt(plan)], negatives[plan.request.negative, 0] if doubled else None)
             for plan, doubled in zip(plans, guided, strict=True)
         ]
+        return [
+            SdxlConditioning(each, self._refined(plan.request, each), self._given(plan.request))
+            for plan, each in zip(plans, texts, strict=True)
+        ]
 
-    def _refined(
-        self, request: GenerationRequest, prompt: ReadText, doubled: bool
-    ) -> tuple[RefinerNetwork, Texts] | None:
+    def _refined(self, request: GenerationRequest, texts: Texts) -> tuple[RefinerNetwork, Texts] | None:
         """The refiner, if there is one, and what it reads: of an empty negative it has its own idea."""
         if request.refiner is None or self.refiner is None:
             return None
-        network, asked = self.refiner.network(request.refiner), (request.negative, 0)
-        negative = self._read([asked], zero_empty=network.zero_empty)[asked] if doubled else None
-        return network, network.texts(prompt, negative)
+        network, negative = self.refiner.network(request.refiner), texts.negative
+        if negative is not None and not request.negative and network.zero_empty != self.zero_empty:
+            negative = self._read([("", 0)], network.zero_empty)["", 0]
+        return network, network.texts(texts.prompt, negative)
 
-    def _read(
-        self, texts: Sequence[tuple[str, int]], zero_empty: bool | None = None
-    ) -> dict[tuple[str, int], ReadText]:
-        """Each different text, less so many layers, as the network reads it. A prompt is never empty.
+    def _read(self, texts: Sequence[tuple[str, int]], zero_empty: bool) -> dict[tuple[str, int], ReadText]:
+        """Each different text, less so many layers, as a network reads it to which an empty one is zeros, or is not.
 
-        `zero_empty` is the model's own where it is not said.
+        A prompt is never empty.
         """
         different = list(dict.fromkeys(texts))
-        zeros = self.zero_empty if zero_empty is None else zero_empty
-        spoken = [(text, skip) for text, skip in different if text or not zeros]
+        spoken = [(text, skip) for text, skip in different if text or not zero_empty]
         found: dict[tuple[str, int], ReadText] = {}
         if spoken:
             words, skips = zip(*spoken, strict=True)

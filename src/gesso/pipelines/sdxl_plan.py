@@ -27,7 +27,7 @@ from gesso.pipelines.planning import (
     value_or,
     without_effect,
 )
-from gesso.pipelines.sdxl_refiner import RefinerNetwork, Schedule, SdxlRefiner
+from gesso.pipelines.sdxl_refiner import REFINER, RefinerNetwork, Schedule, SdxlRefiner
 from gesso.pipelines.sdxl_state import SdxlDefaults, TextEncoder
 from gesso.request import GenerationRequest
 from gesso.request_parts import Refiner
@@ -100,7 +100,7 @@ class SdxlPlanner:
             cost=self._cost(filled, guidance, counts),
             peak_bytes=weights + max(held.values()),
             activations=held,
-            guests=self._refiner.roles if refined and self._refiner is not None else (),
+            guests=(REFINER,) if refined else (),
             warnings=(
                 *warnings,
                 *cut_text(self._text, request, self.name),

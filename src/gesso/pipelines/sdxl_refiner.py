@@ -72,8 +72,6 @@ class SdxlRefiner:
     held until its pictures are done. `shapes` makes it on the meta device, for planning.
     """
 
-    roles = (REFINER,)
-
     def __init__(self, *, load: Callable[[str], RefinerNetwork], shapes: Callable[[str], RefinerNetwork]) -> None:
         self._load, self._make_shapes = load, shapes
         self._shapes: dict[str, RefinerNetwork] = {}

@@ -82,8 +82,8 @@ def read_refiner(path: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.
     larger of the base model's, and its autoencoder are left there. Raises as `read_parts`.
     """
     header = headers.read_header(path)
-    folder = path.parent / "unet" if (path.parent / "unet" / "config.json").is_file() else REFINER / "unet"
-    network = load_network(folder, unet_2d_condition(), dtype, weights=False).eval().requires_grad_(False)
+    folder = part_folder(path.parent, "unet", own=REFINER)
+    network = load_network(folder, unet_2d_condition(), dtype, weights=False)
     places = sdxl_checkpoint.places("unet", network)
     own = {name: tensor for name, tensor in header.items() if name.startswith(PREFIXES["unet"])}
     _check(path, own, {"unet": network}, {"unet": places})
@@ -93,9 +93,9 @@ def read_refiner(path: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.
     return components.shared(path, what, dtype, lambda: _filled(path, network, places, dtype), config=network.config)
 
 
-def part_folder(beside: Path, part: str, name: str = "config.json") -> Path:
-    """The folder of a part's configuration: beside the file, or SDXL's own."""
-    return beside / part if (beside / part / name).is_file() else CONFIGURATIONS / part
+def part_folder(beside: Path, part: str, name: str = "config.json", own: Path = CONFIGURATIONS) -> Path:
+    """The folder of a part's configuration: beside the file, or among SDXL's own."""
+    return beside / part if (beside / part / name).is_file() else own / part
 
 
 def _empty(beside: Path, dtype: torch.dtype, pixel_dtype: torch.dtype, channels: int | None) -> dict[str, nn.Module]:

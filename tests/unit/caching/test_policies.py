@@ -88,7 +88,7 @@ def test_an_order_that_is_asked_for_must_be_reached() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tailorseer", 'cache.policy "tailorseer" is not taylorseer, lite'),
+        ("tailorseer", 'cache.policy "tailorseer" is not one of: taylorseer, lite'),
         ("taylorseer:interval=0", "cache.interval"),
         ("taylorseer:order=4", "cache.order"),
         ("taylorseer:intervall=3", "did you mean interval?"),

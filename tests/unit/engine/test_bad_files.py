@@ -5,7 +5,6 @@ Files of our own layout are in `weights/test_own_models`, single files in `weigh
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from gesso.engine.loading import load_pipeline
 from gesso.errors import GessoError
 from gesso.weights import manifest
+from tests.pulled_files import alter, list_files
 from tests.tiny_z_image import write_published
 
 NAME = "z-image-turbo"
@@ -23,14 +23,7 @@ NAME = "z-image-turbo"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Z-Image in shards, as a pull leaves it."""
-    folder = write_published(tmp_path_factory.mktemp("weights") / NAME, shards=2)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
-        for path in files
-    }
-    (folder / manifest.NAME).write_text(json.dumps(listed))
-    return folder
+    return list_files(write_published(tmp_path_factory.mktemp("weights") / NAME, shards=2))
 
 
 @pytest.fixture
@@ -42,12 +35,6 @@ def model(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def shards(model: Path) -> list[Path]:
     return sorted((model / "transformer").glob("*.safetensors"))
-
-
-def alter(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
 
 
 def become(content: bytes) -> Callable[[Path], object]:

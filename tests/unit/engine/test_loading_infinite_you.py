@@ -24,6 +24,7 @@ from gesso.pipelines.infinite_you import InfiniteYou
 from gesso.request import GenerationRequest
 from gesso.request_parts import Identity
 from gesso.weights.infinite_you import RECOGNISER, load_arcface, load_resampler
+from tests.pulled_files import alter, list_files
 from tests.tiny_flux import tiny_transformer, write_tiny_flux
 from tests.tiny_infinite_you import PACK, PERSON, tiny_infusenet, tiny_resampler, write_tiny_infinite_you
 
@@ -146,6 +147,16 @@ def test_damaged_weights_are_refused_by_name(published: Path) -> None:
     (part / "image_proj_model.bin").write_bytes(b"no pickle")
     with pytest.raises(GessoError, match="holds more than tensors; nothing was executed"):
         load_resampler(published, "aes_stage2", torch.float32)
+
+
+def test_what_was_altered_since_it_was_pulled_is_refused(published: Path) -> None:
+    """Its networks are held against the manifest when they are read; another variant's stay usable."""
+    list_files(published)
+    made()._networks("aes_stage2")
+    alter(sorted((published / "infu_flux_v1.0/aes_stage2/InfuseNetModel").glob("*.safetensors"))[0])
+    with pytest.raises(WeightsError, match=r"was altered; mend it with: gesso models pull infinite-you$"):
+        made()._networks("aes_stage2")
+    made()._networks("sim_stage1")
 
 
 def test_the_recogniser_is_strict(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from gesso.engine.budget import weights_bytes
 from gesso.engine.engine import Engine
 from gesso.engine.loading import load_pipeline, load_planner
 from gesso.engine.memory import peaks
@@ -18,8 +19,9 @@ from gesso.errors import FileError, GessoError, MissingError, RequestError, Weig
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.request import GenerationRequest
 from gesso.request_parts import Refiner
-from gesso.weights import catalogue, manifest
+from gesso.weights import catalogue
 from tests.oracle import run_plainly
+from tests.pulled_files import alter, list_files
 from tests.tiny_sdxl import (
     tiny_guest,
     tiny_pipeline,
@@ -60,9 +62,7 @@ def request(refiner: object = None, **values: Any) -> GenerationRequest:
 
 def change_one_number(folder: Path) -> None:
     (path,) = (folder / "unet").glob("*.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
+    alter(path)
 
 
 def picture(pipeline: SdxlPipeline, refiner: object) -> bytes:
@@ -143,6 +143,20 @@ def test_an_adapter_of_the_model_is_not_the_refiners(model: str, folder: Path, t
     assert alone[1].tobytes() == picture(load(model), str(folder)) != alone[0].tobytes()
 
 
+def test_the_budget_of_models_counts_it(model: str, folder: Path, tmp_path: Path) -> None:
+    """It comes when a request has one: what is idle goes then, and not before."""
+    other = str(write_tiny_sdxl(tmp_path / "other", tiny_pipeline(prediction_type="v_prediction")))
+    with Engine(device="cpu", dtype="float32") as engine:
+        fleet = engine._loop._fleet
+        engine.run(request(model=model))
+        engine.run(request(model=other))
+        fleet.budget = weights_bytes(each.pipeline for each in fleet.models)
+        engine.run(request(model=other))
+        assert len(fleet.models) == 2
+        engine.run(request(str(folder), model=other))
+        assert list(fleet.names) == [other]
+
+
 def test_its_files_are_in_the_record(model: str, folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     found = []
@@ -200,13 +214,8 @@ def test_one_that_was_altered_since_it_was_pulled(model: str, folder: Path, tmp_
     """Planning does not see it; loading does, and nothing of it stays."""
     home = Path(shutil.copytree(folder, tmp_path / "home/weights/sdxl-refiner"))
     (weights,) = (home / "unet").glob("*.safetensors")
-    weights = weights.rename(home / "unet/diffusion_pytorch_model.fp16.safetensors")
-    listed = {
-        path.relative_to(home).as_posix(): {"bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
-        for path in home.rglob("*")
-        if path.is_file()
-    }
-    (home / manifest.NAME).write_text(json.dumps(listed))
+    weights.rename(home / "unet/diffusion_pytorch_model.fp16.safetensors")
+    list_files(home)
     assert picture(load(model), "sdxl-refiner") == picture(load(model), str(folder))
     change_one_number(home)
     pipeline = load(model)
