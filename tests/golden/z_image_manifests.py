@@ -46,8 +46,8 @@ def check_manifests(golden: Golden, comparison: Comparison) -> None:
         for path, content in recorded.file_contents.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
-        equal("md5", {path: checksums.md5(folder / path) for path in recorded.md5}, recorded.md5)
-        made = checksums.make(folder)
+        equal("md5", {path: checksums.digest(folder / path) for path in recorded.md5}, recorded.md5)
+        made = checksums.make(folder, checksums.essential(folder))
         equal("essential files", sorted(made), sorted(recorded.essential_files_found))
         equal("written and read", dict(checksums.parse(checksums.write(made)).digests), made)
         for case in recorded.cases:

@@ -182,7 +182,7 @@ def verify_model(
     quick: Annotated[bool, typer.Option("--quick", help="Whether files are there, not what is in them.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold a model's files against its checksums, and name each that is missing or altered.
+    """Hold a model's files against its checksums, and name each that is missing, short or altered.
 
     Exit status 1 if there is one.
     """
@@ -190,9 +190,9 @@ def verify_model(
 
     checked, found = _verified(catalogue.find(name), list_file, contents=not quick)
     if as_json:
-        typer.echo(json.dumps({"files": checked, "missing": found.missing, "altered": found.altered}))
+        typer.echo(json.dumps({"files": checked, **dataclasses.asdict(found)}))
     else:
-        for problem, paths in (("missing", found.missing), ("altered", found.altered)):
+        for problem, paths in dataclasses.asdict(found).items():
             for path in paths:
                 typer.echo(f"{problem}: {path}")
         if found.fine:
@@ -203,26 +203,46 @@ def verify_model(
 
 @models.command("manifest")
 def make_manifest(
-    folder: Annotated[Path, typer.Argument(help="A folder in diffusers' layout, whole and unaltered.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File; manifest.txt in the folder.")] = None,
+    model: Annotated[Path, typer.Argument(help="The folder or file of a model, whole and unaltered.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File; else manifest.txt in the folder, FILE.txt of a file.")
+    ] = None,
+    kind: Annotated[
+        Literal["md5", "sha256"], typer.Option("--digest", help="md5, as Z-Image's own lists have, or sha256.")
+    ] = "md5",
 ) -> None:
-    """Write the checksums of a model's files, for gesso models verify. An existing list is not replaced."""
+    """Write the checksums of all files that gesso reads of a model, for gesso models verify.
+
+    An existing list is not replaced.
+    """
     from gesso.errors import FileError
     from gesso.files import ready_folder, written_aside
-    from gesso.weights import checksums
+    from gesso.weights import catalogue, checksums
+    from gesso.weights.files import files_of
 
-    if not folder.is_dir():
-        raise FileError(folder, "no such folder", "name a folder with a model in it")
-    path = output or folder / checksums.NAME
+    if not model.exists():
+        raise FileError(model, "no such folder or file", "name a folder or file with a model in it")
+    entry = catalogue.find(str(model.absolute()))
+    entry.require_files()
+    if entry.layout == "gesso":
+        raise FileError(model, "has its list, manifest.json, already", f"gesso models verify {model}")
+    path = output or _list_beside(entry)
     if path.exists():
         raise FileError(path, "is there already", "remove it first, or name another with --output")
-    digests = checksums.make(folder)
-    if not digests:
-        raise FileError(folder, "holds no model in diffusers' layout", "name a folder with a model_index.json")
+    digests = checksums.make(entry.folder, files_of(entry.folder, entry.files), kind)
     ready_folder(path.parent)
     with written_aside(path) as aside:
         aside.write_text(checksums.write(digests), encoding="utf-8")
     typer.echo(f"{path}: {len(digests)} files")
+
+
+def _list_beside(entry: "Entry") -> Path:
+    """Where the list of a model lies that is the user's own; several single files may lie in one folder."""
+    from gesso.weights import checksums
+
+    if entry.layout == "file" and not entry.sources:
+        return entry.folder / f"{entry.files[0]}.txt"
+    return entry.folder / checksums.NAME
 
 
 def _verified(entry: "Entry", list_file: Path | None, *, contents: bool) -> "tuple[int, Findings]":
@@ -230,18 +250,18 @@ def _verified(entry: "Entry", list_file: Path | None, *, contents: bool) -> "tup
     from gesso.errors import FileError
     from gesso.weights import checksums, manifest
 
+    if not entry.folder.is_dir():
+        entry.require_files()
     own_list = entry.layout == "gesso" or (entry.folder / manifest.NAME).is_file()  # exported, or pulled
     if own_list and list_file is None:
         listed = manifest.names(entry.folder)
         return len(listed), manifest.findings(entry.folder, listed, contents=contents)
-    places = [list_file] if list_file else [entry.folder / checksums.NAME, checksums.SHIPPED / f"{entry.name}.txt"]
+    places = [list_file] if list_file else [_list_beside(entry), checksums.SHIPPED / f"{entry.name}.txt"]
     path = next((place for place in places if place.is_file()), places[0])
     if not path.is_file():
         raise FileError(
-            path, "there is no such list", "make one while the model is whole: gesso models manifest FOLDER"
+            path, "there is no such list", f"make one while the model is whole: gesso models manifest {entry.name}"
         )
-    if not entry.folder.is_dir():
-        raise FileError(entry.folder, "no such folder", entry.fetch and f"fetch it first: {entry.fetch}")
     listed = checksums.read(path)
     if listed.skipped:
         raise FileError(path, f"has lines that are no file and checksum, such as: {listed.skipped[0]}")

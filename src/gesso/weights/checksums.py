@@ -1,17 +1,18 @@
-"""Lists of files with their MD5, as Z-Image's authors ship them: read, written, and held against a folder.
+"""Lists of files with their MD5, as Z-Image's authors ship them, or SHA-256: read, written, held against a folder.
 
-A line is "<32 hex digits> <path>", "<path> <digits>" or "<path>" alone; "#" begins a comment; lines of three words or
-more are passed over, and told. MD5 tells damaged files from whole ones, and proves nothing about who made them.
-Not here: the manifest of our own layout, with SHA-256 (`manifest`).
+A line is "<32 or 64 hex digits> <path>", "<path> <digits>" or "<path>" alone; "#" begins a comment; lines of three
+words or more are passed over, and told. MD5 tells damaged files from whole ones, and proves nothing about who made
+them. Not here: the manifest of our own layout and of pulled models (`manifest`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gesso.errors import FileError
 from gesso.files import inside
@@ -32,16 +33,19 @@ ESSENTIAL = (
     "tokenizer/tokenizer_config.json",
     "scheduler/scheduler_config.json",
 )
-"""What of a folder in diffusers' layout a list is made of."""
+"""What of a Z-Image's folder its authors' lists are made of."""
 
-_DIGEST = re.compile(r"[0-9a-fA-F]{32}")
+Kind = Literal["md5", "sha256"]
+
+_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
+_MD5_DIGITS = 32
 _WORDS_A_LINE = 2
 _LARGEST = 1 << 20  # bytes of a list
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checksums:
-    """MD5 by path, None where only the file must be there; and lines that were passed over."""
+    """Digests by path, None where only the file must be there; and lines that were passed over."""
 
     digests: Mapping[str, str | None]
     skipped: tuple[str, ...] = ()
@@ -49,14 +53,15 @@ class Checksums:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Paths that are missing, and those whose content is another."""
+    """Paths that are missing, those that are too short, and those whose content is another."""
 
     missing: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
 
     @property
     def fine(self) -> bool:
-        return not (self.missing or self.altered)
+        return not (self.missing or self.short or self.altered)
 
 
 def parse(text: str) -> Checksums:
@@ -95,13 +100,17 @@ def write(digests: Mapping[str, str | None]) -> str:
     for name in digests:
         if len(name.split()) != 1:
             raise FileError(name, "has blanks in its path, which a list of checksums cannot hold", "rename it")
-    return "".join(f"{digest}  {name}\n" if digest else f"{name}\n" for name, digest in digests.items())
+    return "".join(f"{digits}  {name}\n" if digits else f"{name}\n" for name, digits in digests.items())
 
 
-def make(folder: Path, patterns: Sequence[str] = ESSENTIAL) -> dict[str, str | None]:
-    """MD5 of every file of a folder that a pattern names, in order of path. Raises FileError."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return {path.relative_to(folder).as_posix(): md5(path) for path in found}
+def essential(folder: Path) -> list[Path]:
+    """The files of a Z-Image's folder that its authors' lists are made of."""
+    return [path for pattern in ESSENTIAL for path in folder.glob(pattern) if path.is_file()]
+
+
+def make(folder: Path, files: Iterable[Path], kind: Kind = "md5") -> dict[str, str | None]:
+    """Digests of files that lie in a folder, in order of path. Raises FileError."""
+    return {path.relative_to(folder).as_posix(): digest(path, kind) for path in sorted(set(files))}
 
 
 def check(folder: Path, listed: Checksums, *, contents: bool = True, case_matters: bool = False) -> Findings:
@@ -111,19 +120,29 @@ def check(folder: Path, listed: Checksums, *, contents: bool = True, case_matter
     Raises FileError for a path that leads out of the folder, or a file that cannot be read.
     """
     missing, altered = [], []
-    for name, digest in listed.digests.items():
+    for name, wanted in listed.digests.items():
         path = inside(folder, name)
         if not path.is_file():
             missing.append(name)
-        elif contents and digest is not None and md5(path) != (digest if case_matters else digest.lower()):
+        elif (
+            contents
+            and wanted is not None
+            and digest(path, _kind(wanted)) != (wanted if case_matters else wanted.lower())
+        ):
             altered.append(name)
     return Findings(missing=tuple(missing), altered=tuple(altered))
 
 
-def md5(path: Path) -> str:
+def digest(path: Path, kind: Kind = "md5") -> str:
     """Of a file, in small letters. Raises FileError."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if kind == "md5":
+                return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            return hashlib.file_digest(file, kind).hexdigest()
     except OSError as error:
         raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
+
+
+def _kind(digits: str) -> Kind:
+    return "md5" if len(digits) == _MD5_DIGITS else "sha256"

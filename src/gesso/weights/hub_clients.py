@@ -21,6 +21,7 @@ from gesso.settings import load_settings
 HubName = Literal["huggingface", "modelscope"]
 AGAIN = "the same command goes on where it stopped"
 _TIMEOUT = 20.0  # seconds in which a hub must say something
+_OFFLINE = "HF_HUB_OFFLINE"  # who says so to Hugging Face's own tools means every hub
 _BUSY = 429
 _BROKEN = 500  # and above: the hub's own fault
 _PIECE = 1 << 16  # bytes read at once; what a cut connection loses at most
@@ -78,9 +79,8 @@ def connect(name: HubName, command: str, token: str | None = None) -> Hub:
     `command` is what fetches once errors are mended; `token` is used instead of that of the settings.
     """
     settings = load_settings()
-    variable = "HF_HUB_OFFLINE" if name == "huggingface" else ""
-    if settings.offline or os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-        holder = "offline" if settings.offline else variable
+    if settings.offline or os.environ.get(_OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
+        holder = "offline" if settings.offline else _OFFLINE
         way_out = f"the network was not touched; unset {holder} (gesso config), then: {command}"
         raise RequestError("offline", True, "off, as fetching needs", way_out)
     try:

@@ -75,11 +75,12 @@ def verify(folder: Path, names: tuple[str, ...]) -> str:
 
 def findings(folder: Path, names: tuple[str, ...], *, contents: bool) -> Findings:
     """The same as an answer; without `contents` files only have to be there, and as long as they should be."""
-    problems = {file.name: file.problem(sha256 if contents else None) for file in _wanted(folder, names)}
+    wanted = _wanted(folder, names)
+    problems = {file.name: file.problem(sha256 if contents else None) for file in wanted}
     missing = tuple(name for name, problem in problems.items() if problem == _MISSING)
-    return Findings(
-        missing=missing, altered=tuple(n for n, problem in problems.items() if problem and n not in missing)
-    )
+    short = tuple(file.name for file in wanted if problems[file.name] and file.is_short())
+    altered = tuple(name for name, problem in problems.items() if problem and name not in (*missing, *short))
+    return Findings(missing=missing, short=short, altered=altered)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class _Listed:
     path: Path
     size: int
     sha256: str
+
+    def is_short(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size < self.size
 
     def problem(self, digest: Callable[[Path], str] | None) -> str:
         """What is wrong with it, "" if nothing is; without `digest` its content is not looked at."""

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from gesso.weights.catalogue import ZOO
+from tests.pulled_files import alter, list_files
+from tests.tiny_sdxl import write_single_file, write_tiny_sdxl
+from tests.tiny_z_image import write_published
 from tests.unit.cli.running import call
 
 
@@ -43,20 +46,57 @@ def test_a_model_of_our_own_layout(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "manifest.json is missing" in call(capsys, "models", "verify", folder).error
 
 
-def test_a_list_is_made_and_held_against(capsys: pytest.CaptureFixture[str], published: Path) -> None:
-    assert "make one while the model is whole" in call(capsys, "models", "verify", published).error
-    assert call(capsys, "models", "manifest", published).out == f"{published / 'manifest.txt'}: 3 files\n"
-    before = (published / "manifest.txt").read_bytes()
-    assert "3 files, all whole" in call(capsys, "models", "verify", published).out
-    (published / "vae/config.json").write_text("[]")
-    (published / "vae/diffusion_pytorch_model.safetensors").unlink()
-    outcome = call(capsys, "models", "verify", published)
+@pytest.mark.parametrize("digest", ["md5", "sha256"])
+def test_a_list_is_made_and_held_against(capsys: pytest.CaptureFixture[str], tmp_path: Path, digest: str) -> None:
+    """Of every file that is read of the family, also of parts that Z-Image has not."""
+    folder = write_tiny_sdxl(tmp_path / "model")
+    assert "make one while the model is whole" in call(capsys, "models", "verify", folder).error
+    made = call(capsys, "models", "manifest", folder, "--digest", digest)
+    listed = folder / "manifest.txt"
+    before = listed.read_bytes()
+    count = len(before.splitlines())
+    assert made.out == f"{listed}: {count} files\n"
+    assert f"{count} files, all whole" in call(capsys, "models", "verify", folder).out
+    alter(folder / "unet/diffusion_pytorch_model.safetensors")
+    (folder / "text_encoder_2/model.safetensors").unlink()
+    words = min((folder / "tokenizer_2").iterdir())
+    alter(words)
+    outcome = call(capsys, "models", "verify", folder)
     assert outcome.status == 1
-    assert outcome.out == "missing: vae/diffusion_pytorch_model.safetensors\naltered: vae/config.json\n"
-    quick = call(capsys, "models", "verify", published, "--quick")
-    assert quick.out == "missing: vae/diffusion_pytorch_model.safetensors\n"
-    assert "is there already" in call(capsys, "models", "manifest", published).error
-    assert (published / "manifest.txt").read_bytes() == before
+    assert outcome.out.splitlines() == [
+        "missing: text_encoder_2/model.safetensors",
+        f"altered: tokenizer_2/{words.name}",
+        "altered: unet/diffusion_pytorch_model.safetensors",
+    ]
+    quick = call(capsys, "models", "verify", folder, "--quick")
+    assert quick.out == "missing: text_encoder_2/model.safetensors\n"
+    again = call(capsys, "models", "manifest", folder, "-o", listed)
+    assert again.status == 2 and "is there already" in again.error
+    assert listed.read_bytes() == before
+
+
+def test_a_list_of_one_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = write_single_file(tmp_path / "models")
+    shutil.copyfile(file, file.with_name("other.safetensors"))
+    for path in (file, file.with_name("other.safetensors")):
+        assert call(capsys, "models", "manifest", path).out == f"{path}.txt: 1 files\n"
+    assert "is there already" in call(capsys, "models", "manifest", file).error
+    alter(file)
+    assert call(capsys, "models", "verify", file).out == f"altered: {file.name}\n"
+    assert "1 files, all whole" in call(capsys, "models", "verify", file.with_name("other.safetensors")).out
+
+
+def test_what_was_pulled_says_which_file_is_short(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    folder = list_files(write_published(tmp_path / "weights/z-image-turbo"))
+    config, index = folder / "vae/config.json", folder / "model_index.json"
+    config.write_bytes(config.read_bytes()[:-1])
+    index.write_bytes(index.read_bytes() + b" ")
+    for quick in ((), ("--quick",)):
+        outcome = call(capsys, "models", "verify", "z-image-turbo", *quick)
+        assert outcome.out == "short: vae/config.json\naltered: model_index.json\n"
 
 
 def test_lists_and_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], published: Path) -> None:
@@ -70,6 +110,7 @@ def test_lists_and_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str
     empty.mkdir()
     assert "holds no model" in call(capsys, "models", "manifest", empty).error
     assert "no such folder" in call(capsys, "models", "manifest", empty / "none").error
+    assert "has its list" in call(capsys, "models", "manifest", ZOO / "infinity-nano").error
     assert list(empty.iterdir()) == []
 
 
@@ -78,7 +119,9 @@ def test_a_published_model_that_is_not_here(
 ) -> None:
     """Its list ships with gesso, so its files can be named before they are fetched."""
     monkeypatch.setenv("GESSO_HOME", str(tmp_path))
-    assert "fetch it first: gesso models pull z-image-turbo" in call(capsys, "models", "verify", "z-image-turbo").error
+    for name in ("z-image-turbo", "flux-dev"):
+        outcome = call(capsys, "models", "verify", name)
+        assert outcome.status == 3 and outcome.error.endswith(f"get it with: gesso models pull {name}")
 
 
 def test_a_guest_says_what_it_needs_and_what_to_paint_with(

@@ -37,9 +37,10 @@ def test_a_whole_model(loopback: Hub, origin: HubName) -> None:
     pulled = pull(origin, watcher=watcher)
     size = sum(map(len, expected().values()))
     assert files() | expected() == files()
-    assert set(files()) - set(expected()) == {"manifest.json"}
+    assert set(files()) - set(expected()) == {"manifest.json", hub.REVISIONS}
     assert (pulled.size, pulled.fetched, pulled.files) == (size, size, len(expected()))
     assert pulled.revisions == ((REPOSITORY, COMMIT if origin == "huggingface" else "master"),)
+    assert hub.pulled_from(catalogue.find(MODEL)) == dict(pulled.revisions)
     assert (watcher.begun, watcher.moves[-1]) == ((size, 0), size)
     assert catalogue.find(MODEL).missing_files() == []
     assert manifest.findings(folder(), manifest.names(folder()), contents=True).fine
@@ -198,9 +199,12 @@ def test_a_hub_that_says_nothing(loopback: Hub, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("variable", ["GESSO_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_touches_nothing(loopback: Hub, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+@pytest.mark.parametrize("origin", HUBS)
+def test_offline_touches_nothing(
+    loopback: Hub, monkeypatch: pytest.MonkeyPatch, variable: str, origin: HubName
+) -> None:
     monkeypatch.setenv(variable, "1")
-    assert "network was not touched" in refusal(RequestError)
+    assert "network was not touched" in refusal(RequestError, origin=origin)
     assert loopback.asked == []
     assert not folder().exists()
 
@@ -220,11 +224,40 @@ def test_infinity_comes_from_two_repositories(loopback: Hub) -> None:
     loopback.repositories = {"FoundationVision/Infinity": weights, "google/flan-t5-xl": text}
     pulled = pull(name="infinity-2b")
     assert [repository for repository, _ in pulled.revisions] == list(loopback.repositories)
+    assert hub.pulled_from(catalogue.find("infinity-2b")) == dict.fromkeys(loopback.repositories, COMMIT)
     found = {path.relative_to(pulled.folder).as_posix() for path in pulled.folder.rglob("*") if path.is_file()}
     assert found == {
-        "manifest.json", "infinity_2b_reg.pth", "infinity_vae_d32_reg.pth",
+        "manifest.json", hub.REVISIONS, "infinity_2b_reg.pth", "infinity_vae_d32_reg.pth",
         "flan-t5-xl/config.json", "flan-t5-xl/spiece.model", "flan-t5-xl/model.safetensors",
     }  # fmt: skip
+
+
+def test_where_a_model_is_from_is_a_remark(loopback: Hub) -> None:
+    """Folders of before, damaged remarks and pulls that are not done say nothing, and stand in nobody's way."""
+    pull()
+    entry, remark = catalogue.find(MODEL), folder() / hub.REVISIONS
+    assert hub.pulled_from(catalogue.find(str(folder()))) == {REPOSITORY: COMMIT}
+    (folder() / manifest.UNFINISHED).mkdir()
+    assert hub.pulled_from(entry) == {}
+    assert pull().fetched == 0
+    for content in ("[", "[]", "3"):
+        remark.write_text(content)
+        assert hub.pulled_from(entry) == {}
+    remark.unlink()
+    assert hub.pulled_from(entry) == {}
+    assert entry.missing_files() == []
+    assert manifest.findings(folder(), manifest.names(folder()), contents=True).fine
+    assert hub.pulled_from(catalogue.find("infinity-nano")) == {}
+
+
+def test_a_model_is_pulled_and_removed_by_its_own_name(loopback: Hub) -> None:
+    pull()
+    (folder().parents[1] / "models.toml").write_text(f'[models.mine]\npath = "weights/{MODEL}"\n')
+    for name in (str(folder()), "mine"):
+        assert f"say {MODEL}, which lies there" in refusal(RequestError, name=name)
+        with pytest.raises(RequestError, match=f"say {MODEL}"):
+            hub.remove(catalogue.find(name))
+    assert hub.remove(catalogue.find(MODEL)) > SIZE
 
 
 def test_a_revision_is_that_of_a_repository(loopback: Hub) -> None:
