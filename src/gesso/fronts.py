@@ -1,15 +1,16 @@
 """What `gesso calibrate` measured of step caches: how it is stored, and which cache a wanted quality means.
 
-One file a model, `GESSO_HOME/calibration/<model>.json`: a list of points, each one cache at a number of steps on a
-machine. Quality is the mean structural similarity to the picture painted without a cache; `exact` is no cache at all.
-Not here: measuring (`evaluation/caches`), caches (`caching`).
+One file a model, `GESSO_HOME/calibration/<model>.json`: a list of points, each one cache at a number of steps, of some
+weights on some machine. Quality is the mean structural similarity to the picture painted without a cache; `exact` is no
+cache at all. Not here: measuring (`evaluation/caches`), caches (`caching`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gesso.files import ready_folder, written_aside
 
 SCHEMA = 1
 EXACT = "exact"
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Point:
         psnr: decibels to the picture without a cache, the mean.
         ssim: structural similarity to it, the mean.
         latent: relative error of the latent before decoding, the mean.
+        lpips: distance to it as a network sees them, the mean; None where that network was not there.
         score: share of right pictures by the shapes world, None where it was not asked.
         score_without: that of the pictures without a cache.
         pictures: how many it was measured on.
@@ -46,6 +49,7 @@ class Point:
     psnr: float
     ssim: float
     latent: float
+    lpips: float | None = None
     score: float | None
     score_without: float | None
     pictures: int
@@ -62,12 +66,17 @@ class Point:
     @property
     def drift(self) -> dict[str, float]:
         """What to expect of a picture, for its metadata."""
-        return {"psnr": self.psnr, "ssim": self.ssim, "latent": self.latent}
+        found = {"psnr": self.psnr, "ssim": self.ssim, "latent": self.latent}
+        return found if self.lpips is None else found | {"lpips": self.lpips}
 
 
 def path_of(home: Path, model: str) -> Path:
-    """Where a model's points lie. A path as a name becomes part of the file's name."""
-    return home / "calibration" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')}.json"
+    """Where a model's points lie. One that is named by its path has a file by its place, whatever way leads there."""
+    if _PLAIN.fullmatch(model):
+        return home / "calibration" / f"{model}.json"
+    place = Path(model).expanduser().resolve()
+    last, digest = re.sub(r"[^A-Za-z0-9._-]+", "-", place.name), hashlib.sha256(str(place).encode()).hexdigest()
+    return home / "calibration" / f"{last}-{digest[:8]}.json"
 
 
 def read_points(home: Path, model: str, digest: str | None = None) -> list[Point]:
@@ -79,7 +88,7 @@ def read_points(home: Path, model: str, digest: str | None = None) -> list[Point
     names = {field.name for field in fields(Point)}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA or any(set(row) != names for row in data["points"]):
+        if data["schema"] != SCHEMA or any({"lpips", *row} != names for row in data["points"]):
             raise ValueError
         points = [Point(**row) for row in data["points"]]
     except FileNotFoundError:
@@ -90,14 +99,30 @@ def read_points(home: Path, model: str, digest: str | None = None) -> list[Point
     return [point for point in points if digest is None or point.digest == digest]
 
 
-def write_points(home: Path, model: str, points: Sequence[Point]) -> Path:
-    """Keep a model's points in place of those that were there."""
+def keep_point(home: Path, model: str, point: Point) -> Path:
+    """Add a point to a model's, in place of an older one of the same. Other processes may do so at the same time."""
+    from filelock import FileLock  # comes with torch
+
     path = path_of(home, model)
-    ready_folder(path.parent)
-    with written_aside(path) as aside:
-        rows = {"schema": SCHEMA, "points": [asdict(point) for point in points]}
-        aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with FileLock(ready_folder(path.parent / ".locks") / f"{path.name}.lock"):
+        rows = {"schema": SCHEMA, "points": [asdict(one) for one in with_point(read_points(home, model), point)]}
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def with_point(points: Sequence[Point], new: Point) -> list[Point]:
+    """All of them, the new one in place of an older one of the same cache, steps, weights and machine."""
+
+    def key(point: Point) -> tuple[object, ...]:
+        return point.cache, point.steps, point.digest, point.device, point.dtype, point.hardware
+
+    return [*(point for point in points if key(point) != key(new)), new]
+
+
+def alike(points: Sequence[Point], known: Mapping[str, str]) -> list[Point]:
+    """Those of these weights on this machine: `known` are fields of a point with their values."""
+    return [point for point in points if all(getattr(point, name) == value for name, value in known.items())]
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -116,7 +141,8 @@ def losing(point: Point, points: Sequence[Point]) -> bool:
 
 
 def pick(points: Sequence[Point], quality: str, *, model: str, steps: int) -> Point | None:
-    """The fastest cache at so many steps whose similarity is at least `quality`; None for none that is faster.
+    """The fastest cache at so many steps whose similarity is at least `quality`; None where none of them is faster than
+    no cache.
 
     Raises RequestError for a quality that is no number from 0 to 1, and where nothing was measured at these steps.
     """
@@ -129,7 +155,7 @@ def pick(points: Sequence[Point], quality: str, *, model: str, steps: int) -> Po
         hint = f"first: gesso calibrate {model} --steps {steps}"
         hint += f"; or take {' or '.join(map(str, measured))} steps, which were measured" if measured else ""
         raise RequestError("quality", quality, f"known for {model} at {steps} steps", hint)
-    within = [point for point in fitting if point.ssim >= least]
+    within = [point for point in fitting if point.ssim >= least and point.speed > 1]
     return max(within, key=lambda point: point.speed, default=None)
 
 

@@ -103,7 +103,7 @@ class Policy:
         elif self.speculates:
             course = SpeculationCourse.of(settings, kinds)
         else:
-            self._check_order(kinds.count(Kind.FULL))
+            self._check_order(steps)
             course = PlannedCourse([Decision(_ACTIONS[kind]) for kind in kinds])
         return course
 
@@ -118,12 +118,17 @@ class Policy:
         """
         if self.order_given or self.adapts:
             return self.settings
-        reached = max(self.full_steps(steps) - 1, 0)
-        return self.settings.model_copy(update={"order": min(self.rule.order, reached)})
+        return self.settings.model_copy(update={"order": min(self.rule.order, self._reached(steps))})
 
-    def _check_order(self, full: int) -> None:
-        order = self.rule.order
-        if self.order_given and order > max(full - 1, 0):
-            raise RequestError(
-                "cache.order", order, f"at most {max(full - 1, 0)}, since {full} steps are full", "take more steps"
-            )
+    def _reached(self, steps: int) -> int:
+        """The highest order that any forecast has: of the full steps before it, those that make a derivative."""
+        kinds = planned_steps(self.settings, steps)
+        last = max((step for step, kind in enumerate(kinds) if kind is not Kind.FULL), default=0)
+        full = [step for step, kind in enumerate(kinds[:last]) if kind is Kind.FULL]
+        return sum(step >= self.rule.since for step in full[1:])
+
+    def _check_order(self, steps: int) -> None:
+        order, reached = self.rule.order, self._reached(steps)
+        if self.order_given and order > reached:
+            allowed = f"at most {reached}, since so many computed steps after the first make derivatives"
+            raise RequestError("cache.order", order, allowed, "take more steps, or a smaller warmup or interval")

@@ -151,7 +151,8 @@ class Store:
         if self.strict:
             raise RunError(f"strict_shapes: {site} was {before} and is {now}")
         self.restarts += 1
-        _LOG.info("%s was %s and is %s: begun anew", site, before, now)
+        if self.debug:
+            _LOG.info("%s was %s and is %s: begun anew", site, before, now)
 
     def _stowed(self, ladder: Ladder, feature: Tensor) -> Ladder:
         """Tensors of its own, in the dtype and at the place where they are kept; other modules may change `feature`."""

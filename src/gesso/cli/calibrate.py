@@ -14,20 +14,24 @@ from gesso.cli.entries import find_entry
 from gesso.cli.machine import Device, Dtype, check_machine, machine_settings
 from gesso.cli.view import View
 from gesso.devices import CUDA, kind_of
+from gesso.engine.attention import DEFAULT
 from gesso.errors import CancelledError, MissingError, RequestError
 from gesso.files import ready_folder, written_aside
 from gesso.fronts import (
     EXACT,
     Point,
+    alike,
     caches_at,
+    keep_point,
     losing,
     pareto_front,
     parse_quality,
     path_of,
     pick,
     read_points,
-    write_points,
+    with_point,
 )
+from gesso.memory_modes import AUTO
 from gesso.request import parse_request
 from gesso.settings import Settings
 
@@ -86,42 +90,47 @@ def _measure(
     view: View,
 ) -> tuple[list[Point], int]:
     """All points of these weights, and the steps that were measured at."""
+    from gesso.engine.acceleration import Acceleration
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline
     from gesso.engine.planning import planned
     from gesso.evaluation.caches import GRID, bench_of, calibrate
+    from gesso.evaluation.lpips import load_lpips
 
     place = check_device(settings.device or default_device())
     view.line(f"loading {entry.name}")
-    pipeline = load_pipeline(entry.name, place, settings.dtype)
-    bench = bench_of(pipeline, entry.name, fields, pictures=pictures, device=place)
+    chosen = Acceleration(attention=settings.attention, compile=settings.compile)
+    pipeline = load_pipeline(entry.name, place, settings.dtype, acceleration=chosen, memory=settings.memory)
+    bench = bench_of(pipeline, entry.name, fields, pictures=pictures, device=place, attention=settings.attention)
+    bench.told, bench.lpips = view.line, load_lpips(settings.home)
     first = bench.requests[0].model_copy(update={"cache": parse_request({"prompt": "any", "cache": "lite"}).cache})
     steps = planned(pipeline, first).steps  # refuses models that have no steps to forecast
-    known = _known(pipeline, place)
-    have = read_points(settings.home, entry.name)
-    fresh = have
+    known = _known(pipeline, place, settings, str(getattr(pipeline, "digest", "")))
+    points = read_points(settings.home, entry.name)
     try:
-        for fresh in calibrate(bench, wanted or GRID, have, known):
-            write_points(settings.home, entry.name, fresh)
-            view.line(_line(fresh[-1], fresh))
+        for point in calibrate(bench, wanted or GRID, points, known):
+            keep_point(settings.home, entry.name, point)
+            points = with_point(points, point)
+            view.line(_line(point, points))
     except KeyboardInterrupt:
         raise CancelledError("interrupted; what was measured is kept, the same command goes on") from None
-    alike = [point for point in fresh if all(getattr(point, name) == value for name, value in known.items())]
-    return alike, steps
+    return alike(points, known), steps
 
 
-def _known(pipeline: "Pipeline", place: str) -> dict[str, str]:
-    """The weights, and the machine that seconds are of."""
+def _known(pipeline: "Pipeline", place: str, settings: Settings, digest: str) -> dict[str, str]:
+    """The weights, and the machine that seconds are of, with what it was told that is not its own."""
     import platform
 
     import torch
 
     name = torch.cuda.get_device_name(place) if kind_of(place) == CUDA else platform.machine()
+    said = ((settings.memory, AUTO), (settings.attention, DEFAULT), ("compiled" if settings.compile else "", ""))
+    besides = [f", {value}" for value, usual in said if value != usual]
     return {
-        "digest": str(getattr(pipeline, "digest", "")),
+        "digest": digest,
         "device": place,
         "dtype": str(getattr(pipeline, "dtype", "")).removeprefix("torch."),
-        "hardware": f"{name}, {torch.get_num_threads()} threads",
+        "hardware": f"{name}, {torch.get_num_threads()} threads{''.join(besides)}",
     }
 
 
@@ -129,7 +138,8 @@ def _line(point: Point, points: Sequence[Point]) -> str:
     name = point.cache or f"{point.steps} steps, no cache"
     score = "" if point.score is None else f", shapes {point.score:.3f} of {point.score_without:.3f}"
     lost = ", loses to fewer steps" if losing(point, points) else ""
-    return f"{point.speed:5.2f}x  ssim {point.ssim:.4f}  psnr {point.psnr:5.1f}  {name}{score}{lost}"
+    seen = "" if point.lpips is None else f"lpips {point.lpips:.4f}  "
+    return f"{point.speed:5.2f}x  ssim {point.ssim:.4f}  psnr {point.psnr:5.1f}  {seen}{name}{score}{lost}"
 
 
 def _print_front(points: Sequence[Point], steps: int) -> None:
@@ -150,17 +160,24 @@ def cache_of_quality(
         raise RequestError("quality", quality, "usable with --cache", "give one of them")
     if parse_quality(quality) is None:
         return {}, ""
+    from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_planner
+    from gesso.engine.loading.weights_digest import weights_digest
 
     planner = load_planner(entry.name, settings.device, settings.dtype)
     if planner is None or (plan := planner.plan(parse_request({**fields, "prompt": "any"}))).shape is None:
         hint = f"it has no steps to forecast; take {EXACT}"
         raise RequestError("quality", quality, f"usable with {entry.name}", hint)
-    points = read_points(settings.home, entry.name, getattr(planner, "digest", "") or None)
+    place = check_device(settings.device or default_device())
+    every = read_points(settings.home, entry.name)
+    points = alike(every, _known(planner, place, settings, weights_digest(entry)))
+    if every and not points:
+        hint = f"what is known is of other weights or another machine; first: gesso calibrate {entry.name}"
+        raise RequestError("quality", quality, f"known for {entry.name}, as it is here", hint)
     point = pick(points, quality, model=entry.name, steps=plan.steps)
     if point is None:
         best = max(point.ssim for point in caches_at(points, plan.steps))
-        return {}, f"no cache: none that was measured is closer than {best:.4f} (SSIM) at {plan.steps} steps"
+        return {}, f"no cache: none is faster and that close at {plan.steps} steps; the closest is {best:.4f} (SSIM)"
     return {"cache": point.cache}, _line(point, points).strip()
 
 

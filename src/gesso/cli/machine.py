@@ -4,6 +4,7 @@ Here: the options, the check before any work, and the engine that is made of the
 (`gesso.engine`), and where a value comes from (`gesso.settings`).
 """
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -93,11 +94,19 @@ def check_machine(settings: Settings) -> None:
 
 
 def new_engine(settings: Settings) -> "Engine":
-    """An engine that computes as the settings say."""
+    """An engine that computes as the settings say. What a request's `debug_shapes` logs is shown."""
     from gesso.engine import Engine
 
+    _show_logs()
     names = ("device", "dtype", "attention", "compile", "memory")
     return Engine(**{name: getattr(settings, name) for name in names})
+
+
+def _show_logs() -> None:
+    """What caches log goes to standard error, a line each; a library leaves that to who uses it."""
+    log = logging.getLogger("gesso.caching")
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler()]
 
 
 def with_memory_mode(settings: Settings, requests: "Sequence[GenerationRequest]", view: "View") -> Settings:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from gesso.cache_settings import parse_cache, spelled
 from gesso.devices import CPU
-from gesso.engine.caches import Cached, Caches, calling
+from gesso.engine.caches import Cached, Caches, calling, check_room
 from gesso.engine.device import settle
 from gesso.engine.planning import planned
-from gesso.errors import RequestError
+from gesso.errors import OutOfMemoryError, RequestError
 from gesso.evaluation.closeness import psnr, relative_error, ssim
-from gesso.fronts import Point
+from gesso.evaluation.lpips import Lpips, lpips
+from gesso.fronts import Point, alike
 from gesso.pipelines.contract import Pipeline, without_breaths
 from gesso.request import GenerationRequest, parse_request
 from gesso.sampling.flow import EULER, STOCHASTIC
@@ -83,12 +84,18 @@ class Bench:
         requests: one a picture, without a cache.
         questions: what the shapes world asked, one a request; none where it does not judge.
         device: where it runs, to wait for it.
+        attention: the kernel that was chosen, which not every cache can look into.
+        told: gets a line for each cache that has no room.
+        lpips: the network that also compares pictures, where its weights are there.
     """
 
     pipeline: Pipeline
     requests: Sequence[GenerationRequest]
     questions: Sequence[shapes.Question] = ()
     device: str = CPU
+    attention: str = ""
+    told: Callable[[str], object] = str
+    lpips: Lpips | None = None
     _plain: list[Trial] = field(default_factory=list)
 
     @property
@@ -145,7 +152,7 @@ class Bench:
         return time.perf_counter() - started
 
     def _paint(self, request: GenerationRequest, caches: Caches, full: float) -> Trial:
-        plan = planned(self.pipeline, request)
+        plan = planned(self.pipeline, request, attention=self.attention)
         (conditioning,) = self.pipeline.encode([plan])
         state = self.pipeline.begin(plan, conditioning, 0)
         cached = caches.begin(plan)
@@ -167,6 +174,7 @@ class Bench:
             for trial, plain in pairs
             if trial.latent is not None and plain.latent is not None
         ]
+        seen = [] if self.lpips is None else [lpips(self.lpips, *both) for both in frames]
         steps = len(self.plain[0].taken)
         return Point(
             cache=cache,
@@ -176,6 +184,7 @@ class Bench:
             psnr=round(statistics.fmean(psnr(*both) for both in frames), 2),
             ssim=round(statistics.fmean(ssim(*both) for both in frames), 4),
             latent=round(statistics.fmean(latents), 4) if latents else 0.0,
+            lpips=round(statistics.fmean(seen), 4) if seen else None,
             score=share_right(trials),
             score_without=share_right(self.plain),
             pictures=len(trials),
@@ -189,7 +198,9 @@ def share_right(trials: Sequence[Trial]) -> float | None:
     return round(sum(judged) / len(judged), 4) if judged else None
 
 
-def bench_of(pipeline: Pipeline, model: str, fields: dict[str, object], *, pictures: int, device: str) -> Bench:
+def bench_of(
+    pipeline: Pipeline, model: str, fields: dict[str, object], *, pictures: int, device: str, attention: str = ""
+) -> Bench:
     """So many pictures of a model: of the small world whose words it knows, or of general prompts.
 
     Where the model's own scheduler draws fresh noise, all are by Euler's, also those without a cache.
@@ -202,7 +213,7 @@ def bench_of(pipeline: Pipeline, model: str, fields: dict[str, object], *, pictu
         GenerationRequest.model_validate({**fields, "model": model, "prompt": prompt, "seed": number, "num_images": 1})
         for number, prompt in enumerate(prompts)
     ]
-    return Bench(pipeline=pipeline, requests=requests, questions=questions, device=device)
+    return Bench(pipeline=pipeline, requests=requests, questions=questions, device=device, attention=attention)
 
 
 def _asked(pipeline: Pipeline, pictures: int) -> tuple[list[str], list[shapes.Question]]:
@@ -224,44 +235,38 @@ def calibrate(
     grid: Sequence[str],
     have: Sequence[Point],
     known: dict[str, str],
-) -> Iterator[list[Point]]:
-    """Measure what is not measured yet, one cache after the other: yields all points whenever the last of them is new.
+) -> Iterator[Point]:
+    """Measure what is not measured yet, one cache after the other: yields each point.
 
     Caches that the model or its steps cannot take are left out. `known` are the point's fields of weights and machine.
     """
-    points = list(have)
     steps = bench.pipeline.plan(bench.requests[0]).steps
-    alike = [point for point in points if all(getattr(point, name) == value for name, value in known.items())]
-    there = {(point.cache, point.steps) for point in alike if point.pictures >= len(bench.requests)}
+    enough = [point for point in alike(have, known) if point.pictures >= len(bench.requests)]
+    there = {(point.cache, point.steps) for point in enough}
     for fewer in dict.fromkeys(max(1, round(share * steps)) for share in PLAIN_SHARES):
         if ("", fewer) not in there:
-            points = _with(points, bench.point(bench.paint_all(steps=fewer), "", **known))
-            yield points
+            yield bench.point(bench.paint_all(steps=fewer), "", **known)
     for cache in fitting(bench, grid):
         if (cache, steps) not in there:
-            points = _with(points, bench.point(bench.paint_all(cache), cache, **known))
-            yield points
+            yield bench.point(bench.paint_all(cache), cache, **known)
 
 
 def fitting(bench: Bench, grid: Sequence[str]) -> list[str]:
-    """Those of the grid that forecast anything here, blanks filled, each once."""
+    """Those of the grid that forecast anything here and have room, blanks filled, each once. Tells the bench of those
+    that have none.
+    """
     found: dict[str, None] = {}
     for cache in grid:
         request = bench.requests[0].model_copy(update={"cache": parse_cache(cache)})
         try:
-            plan = planned(bench.pipeline, request)
+            plan = planned(bench.pipeline, request, attention=bench.attention)
+            check_room(plan, bench.device, Caches(bench.pipeline))
         except RequestError:
+            continue
+        except OutOfMemoryError as error:
+            bench.told(f"left out: {cache}: {error}")
             continue
         assert plan.request.cache is not None
         if not any("cache has no effect" in warning for warning in plan.warnings):
             found[spelled(plan.request.cache)] = None
     return list(found)
-
-
-def _with(points: Sequence[Point], new: Point) -> list[Point]:
-    """All of them, the new one in place of an older one of the same cache, steps and machine."""
-
-    def key(point: Point) -> tuple[object, ...]:
-        return point.cache, point.steps, point.digest, point.device, point.dtype, point.hardware
-
-    return [*(point for point in points if key(point) != key(new)), new]

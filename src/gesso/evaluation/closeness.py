@@ -21,7 +21,7 @@ _WINDOW, _SIGMA = 11, 1.5
 
 def psnr(picture: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio in decibels, of pixels from 0 to 255."""
-    error = float((_pixels(picture) - _pixels(other)).square().mean())
+    error = float((pixels(picture) - pixels(other)).square().mean())
     return min(SAME_PSNR, 10 * math.log10(255**2 / error)) if error else SAME_PSNR
 
 
@@ -31,7 +31,7 @@ def ssim(picture: Image.Image, other: Image.Image) -> float:
     The window is Gaussian, 11 pixels wide with sigma 1.5, as there, and lies inside the picture; smaller pictures take
     a smaller one.
     """
-    x_C1HW, y_C1HW = _pixels(picture)[:, None], _pixels(other)[:, None]
+    x_C1HW, y_C1HW = pixels(picture)[:, None], pixels(other)[:, None]
     size = min(_WINDOW, *x_C1HW.shape[-2:])
     steps = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     line = torch.exp(-(steps**2) / (2 * _SIGMA**2))
@@ -56,7 +56,7 @@ def relative_error(latent: Tensor, other: Tensor) -> float:
     return float((latent.double() - other).norm() / other.norm().clamp_min(1e-12))
 
 
-def _pixels(picture: Image.Image) -> Tensor:
+def pixels(picture: Image.Image) -> Tensor:
     """`[C,H,W]`, 0 to 255."""
     data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.view(picture.height, picture.width, 3).permute(2, 0, 1).double()

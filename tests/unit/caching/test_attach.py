@@ -24,7 +24,7 @@ from tests.tiny_caches import FAMILIES, ROWS, TEXT, Call, call_flux, call_z_imag
 
 STEPS = 8
 POLICIES: dict[str, dict[str, Any]] = {
-    "taylorseer": {"interval": 3, "order": 2, "warmup": 2},
+    "taylorseer": {"interval": 2, "order": 2, "warmup": 2},
     "lite": {"interval": 3, "warmup": 2, "order": 1},
     "residual": {"interval": 3, "warmup": 2},
     "first_block": {"warmup": 2, "threshold": 1e9, "max_skips": 2},

@@ -79,10 +79,26 @@ def test_accumulated_changes_add_up_and_single_ones_do_not() -> None:
         assert taken == expected
 
 
-def test_an_order_that_is_asked_for_must_be_reached() -> None:
-    Policy(parse_cache("lite:interval=9,warmup=1")).course(5)  # its own order is as high as it gets
-    with pytest.raises(RequestError, match=r"cache\.order 2 is not at most 0, since 1 steps are full"):
-        Policy(parse_cache("lite:interval=9,warmup=1,order=2")).course(5)
+@pytest.mark.parametrize(
+    ("cache", "steps", "reached"),
+    [
+        ("lite:interval=9,warmup=1", 5, 0),
+        ("taylorseer:interval=5", 10, 1),  # steps 0 to 2 warm up, step 7 makes a derivative
+        ("taylorseer:interval=5,guarded=false", 10, 3),
+        ("taylorseer:interval=5,last_full=2", 10, 0),  # no forecast follows step 7
+        ("taylorseer:interval=2,warmup=1", 9, 3),
+        ("lite:interval=5,warmup=3", 3, 0),  # no step is forecast
+    ],
+)
+def test_an_order_that_is_asked_for_must_be_reached(cache: str, steps: int, reached: int) -> None:
+    """By what some forecast is made of; one that was left blank is as high as it gets."""
+    blank = Policy(parse_cache(cache))
+    blank.course(steps)
+    assert blank.settled(steps).order == min(reached, blank.rule.order)
+    Policy(parse_cache(f"{cache},order={reached}")).course(steps)
+    if reached < 3:
+        with pytest.raises(RequestError, match=rf"cache\.order {reached + 1} is not at most {reached}, since so many"):
+            Policy(parse_cache(f"{cache},order={reached + 1}")).course(steps)
 
 
 @pytest.mark.parametrize(

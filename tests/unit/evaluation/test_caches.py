@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +15,22 @@ from PIL import Image
 
 from gesso.cli import app
 from gesso.engine.loading import load_pipeline
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError, RequestError
 from gesso.evaluation.caches import PROMPTS, Bench, bench_of, calibrate, fitting
 from gesso.evaluation.closeness import SAME_PSNR, psnr, relative_error, ssim
-from gesso.fronts import Point, caches_at, expected, losing, pareto_front, path_of, pick, read_points, write_points
+from gesso.fronts import Point, caches_at, expected, keep_point, losing, pareto_front, path_of, pick, read_points
 from gesso.metadata import read_record
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.models.word_features import FluxWordFeatures
 from gesso.request import GenerationRequest
+from gesso.weights import catalogue
 from gesso.worlds import faces, shapes
-from tests.tiny_flux import tiny_pipeline
+from tests.tiny_flux import tiny_pipeline, write_tiny_flux
+from tests.tiny_hunyuan_video import write_tiny_hunyuan_video
+from tests.tiny_qwen_image import write_tiny_qwen_image
+from tests.tiny_sdxl import write_tiny_sdxl
+from tests.tiny_z_image import write_published
 
 KNOWN = {"digest": "none", "device": "cpu", "dtype": "float32", "hardware": "any"}
 CACHE = "lite:interval=3,order=1,warmup=2,granularity=trunk"
@@ -54,6 +63,7 @@ def test_fronts_and_what_a_quality_picks() -> None:
     assert losing(points[0], [*points, plain]) and not losing(points[1], [*points, plain])
     assert pick(points, "0.95", model="m", steps=8) == points[1]
     assert pick(points, "0.5", model="m", steps=8) == points[0]
+    assert pick([point("lite", 0.8, 0.99)], "0.5", model="m", steps=8) is None  # slower than without
     assert pick(points, "0.99", model="m", steps=8) is None and pick([], "exact", model="m", steps=8) is None
     idle = point("first_block", 1.1, 1.0, computed=8)  # forecasts nothing, whatever a busy machine says of its speed
     assert pick([*points, idle], "0.99", model="m", steps=8) is None and caches_at([*points, idle], 8) == points
@@ -91,23 +101,84 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     grid = [CACHE, "taylorseer:order=3,mask=10", "lite:warmup=8"]  # the last two cannot be had at 8 steps
     whole = bench()
     assert fitting(whole, grid) == [CACHE]
-    counts: list[int] = []
-    for points in calibrate(whole, grid, [], KNOWN):
-        write_points(tmp_path, "tiny/flux", points)
-        counts.append(len(points))
-        if len(points) == 3:
+    for count, one in enumerate(calibrate(whole, grid, [], KNOWN), 1):
+        keep_point(tmp_path, "tiny", one)
+        if count == 3:
             break
-    have = read_points(tmp_path, "tiny/flux")
-    for points in calibrate(bench(), grid, have, KNOWN):
-        counts.append(len(points))
-        have = points
-    assert counts == [1, 2, 3, 4, 5]
+    have = read_points(tmp_path, "tiny")
+    assert len(have) == 3
+    have += calibrate(bench(), grid, have, KNOWN)
+    assert len(have) == 5
     assert list(calibrate(bench(), grid, have, KNOWN)) == []
+    assert len(list(calibrate(bench(), grid, have, {**KNOWN, "digest": "other"}))) == 5
     cached = have[-1]
     assert (cached.cache, cached.steps, cached.computed, cached.pictures) == (CACHE, 8, 4, 2)
     assert cached.ssim < 1 and cached.psnr < SAME_PSNR and cached.latent > 0
     settings = cached.settings
     assert settings is not None and expected(have, settings, 8) == cached.drift and expected(have, settings, 9) is None
+
+
+def test_what_has_no_room_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    crowded = bench()
+    crowded.told = told.append
+    monkeypatch.setattr("gesso.engine.caches.free_bytes", lambda device: 5000)
+    assert fitting(crowded, [CACHE, "taylorseer:interval=3,granularity=module"]) == [CACHE]
+    (line,) = told
+    assert line.startswith("left out: taylorseer:interval=3,granularity=module: ")
+
+
+def _keep_ten(home: Path, first: int) -> None:
+    for steps in range(first, first + 10):
+        keep_point(home, "tiny", point("lite", 2, 0.9, steps=steps))
+
+
+def test_two_processes_keep_all_points(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_keep_ten, args=(tmp_path, first)) for first in (1, 11)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert sorted(one.steps for one in read_points(tmp_path, "tiny")) == list(range(1, 21))
+    newer = point("lite", 3, 0.8, steps=20)
+    keep_point(tmp_path, "tiny", newer)
+    assert newer in (kept := read_points(tmp_path, "tiny")) and len(kept) == 20
+
+
+def test_every_model_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("flux-nano", "data/my/flux", "data/my-flux", "模型", "модель", "..", "a/../flux-nano")
+    paths = [path_of(tmp_path, name) for name in names]
+    assert len(set(paths)) == len(names) and {path.parent for path in paths} == {tmp_path / "calibration"}
+    assert path_of(tmp_path, "./data/my/flux") == path_of(tmp_path, str(tmp_path / "data/my/flux")) == paths[1]
+
+
+@pytest.mark.parametrize("name", ["flux-nano", "z-image-nano", "infinite-you-nano"])
+def test_weights_are_known_without_loading_them(name: str) -> None:
+    """As the pipeline itself has them, whose pictures and points carry that digest."""
+    digest = getattr(load_pipeline(name, "cpu"), "digest", "")
+    assert digest and weights_digest(catalogue.find(name)) == digest
+
+
+@pytest.mark.parametrize(
+    "write", [write_tiny_flux, write_published, write_tiny_sdxl, write_tiny_qwen_image, write_tiny_hunyuan_video]
+)
+def test_published_weights_are_known_without_loading_them(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = str(write(tmp_path / "model"))
+    digest = getattr(load_pipeline(folder, "cpu", "float32"), "digest", "")
+    assert digest and weights_digest(catalogue.find(folder)) == digest
+
+
+def test_old_lists_without_lpips_are_read(tmp_path: Path) -> None:
+    keep_point(tmp_path, "tiny", point("lite", 2, 0.9))
+    path = path_of(tmp_path, "tiny")
+    data = json.loads(path.read_text())
+    del data["points"][0]["lpips"]
+    path.write_text(json.dumps(data))
+    (one,) = read_points(tmp_path, "tiny")
+    assert one.lpips is None and "lpips" not in one.drift
+    assert replace(one, lpips=0.1).drift["lpips"] == 0.1
 
 
 def test_a_broken_list_is_an_error_with_the_way_out(tmp_path: Path) -> None:
@@ -147,6 +218,8 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
         "-o",
         str(tmp_path / "out"),
     ]
+    (measured,) = [one for one in read_points(tmp_path, "flux-nano") if one.cache]
+    keep_point(tmp_path, "flux-nano", replace(measured, speed=1.5))  # whatever a busy machine measured
     assert app.run([*paint, "--quality", "0"]) == 0
     record = read_record(Path(capsys.readouterr().out.strip()))
     assert record.request.cache is not None and record.request.cache.order == 0
@@ -158,9 +231,15 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
     )
     assert app.run([*paint, "--quality", "1"]) == 0
     told = capsys.readouterr()
-    assert "no cache: none that was measured is closer than 0." in told.err
+    assert "no cache: none is faster and that close at 6 steps; the closest is 0." in told.err
     assert read_record(Path(told.out.strip())).request.cache is None
     assert app.run([*paint, "--quality", "exact", "--json"]) == 0
     assert "cache" not in json.loads(capsys.readouterr().out)["metadata"]
     assert app.run([*paint, "--quality", "0.5", "--cache", "lite"]) == 2
     assert "usable with --cache" in capsys.readouterr().err
+    elsewhere = replace(measured, digest="of other weights", speed=3.0)
+    path_of(tmp_path, "flux-nano").unlink()
+    for other in (elsewhere, replace(measured, hardware="another machine"), replace(measured, dtype="bfloat16")):
+        keep_point(tmp_path, "flux-nano", other)
+    assert app.run([*paint, "--quality", "0"]) == 2
+    assert "is of other weights or another machine; first: gesso calibrate flux-nano" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
         wanted = f"one of {', '.join(_PIPELINES)} is wanted"
         raise FileError(folder, f"holds diffusers' {called}, not a Z-Image", wanted)
     shift = read_schedule(folder / "scheduler")
-    parts = _picture_parts(folder)
+    parts = picture_parts(folder)
     transformer = load_transformer(folder, dtype, weights=weights)
     autoencoder = load_autoencoder(folder, weights=weights)
     text = load_text(folder, dtype, weights=weights)
@@ -68,7 +68,7 @@ def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
     )
 
 
-def _picture_parts(folder: Path) -> tuple[str, ...]:
+def picture_parts(folder: Path) -> tuple[str, ...]:
     """The folders of what reads pictures, for a network that wants their features. Raises FileError without them."""
     if read_config(folder / "transformer").get("siglip_feat_dim") is None:
         return ()
