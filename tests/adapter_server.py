@@ -74,11 +74,11 @@ class Site:
         return sum(each.sent for each in self.asked if each.path == path)
 
 
-def lora(rank: int = 2, width: int = 64, layers: int = 2, value: float = 0.5) -> bytes:
+def lora(rank: int = 2, width: int = 64, layers: int = 2, value: float = 0.5, prefix: str = "transformer.") -> bytes:
     """A LoRA for FLUX in safetensors."""
     tensors = {}
     for layer in range(layers):
-        name = f"transformer.transformer_blocks.{layer}.attn.to_q"
+        name = f"{prefix}transformer_blocks.{layer}.attn.to_q"
         tensors[f"{name}.lora_A.weight"] = np.full((rank, width), value, np.float32)
         tensors[f"{name}.lora_B.weight"] = np.full((width, rank), value, np.float32)
     return save(tensors)

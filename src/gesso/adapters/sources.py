@@ -54,6 +54,7 @@ _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _CIVITAI_HOSTS = tuple(f"{www}civitai.{end}" for www in ("", "www.") for end in ("com", "red", "green"))
 _CIVITAI_FORM = "write civitai.com/models/ID?modelVersionId=VERSION, or civitai:ID@VERSION"
 _REPLICATE_HOSTS = ("replicate.com", "www.replicate.com")
+_HOSTS = (*_HUB_HOSTS, *_CIVITAI_HOSTS, *_REPLICATE_HOSTS)
 _OTHER_KINDS = ("datasets", "spaces", "collections", "papers", "docs", "api")
 _INFINITE_YOU = {
     name: f"ByteDance/InfiniteYou/supports/optional_loras/flux_{name.replace('-', '_')}_lora.safetensors"
@@ -159,6 +160,8 @@ def _read(text: str, bare: Literal["huggingface", "replicate"]) -> Source:
     for prefix, read in _PREFIXES.items():
         if lower.startswith(prefix):
             return read(text, text[len(prefix) :])
+    if lower.endswith(_WEIGHTS) and text.count("/") < 2 and lower.partition("/")[0] not in _HOSTS:
+        return _file(text)  # before it is read as an address, which names with brackets are not
     address = text if _SCHEME.match(text) else f"https://{text}"
     parts = _split_url(text, address)
     host = (parts.hostname or "").lower()
@@ -167,8 +170,6 @@ def _read(text: str, bare: Literal["huggingface", "replicate"]) -> Source:
             return read(text, parts)
     if _SCHEME.match(text):
         return _url(text, parts)
-    if lower.endswith(_WEIGHTS) and text.count("/") < 2:
-        return _file(text)
     if "/" in text and "." in text.partition("/")[0]:
         raise RequestError("source", _plain(text), "a source", "write https:// before a host, or ./ before a folder")
     return _in_repository(text, text, bare)

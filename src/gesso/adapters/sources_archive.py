@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from gesso.adapters.sources_sites import shown_name
 from gesso.errors import RunError
@@ -24,6 +24,7 @@ _MOST_MEMBERS = 10_000
 _LARGEST_READ = 1 << 20  # bytes that a header may make anybody read at once
 _BLOCK = 1 << 20
 _SHOWN = 8
+_WORDS = ("embeddings.pti", "special_params.json")  # words that cog-sdxl trains, and what they are called in prompts
 _WEIGHTS = ".safetensors"
 
 
@@ -34,7 +35,14 @@ def is_archive(path: Path) -> bool:
     return first.startswith(_GZIP) or first[_MAGIC] == b"ustar"
 
 
-def extract(archive: Path, member: str, target: Path, *, name: str, limit: int) -> str:
+class Extracted(NamedTuple):
+    """A member's name as it may be shown, and those beside it that hold trained words, which are not read."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def extract(archive: Path, member: str, target: Path, *, name: str, limit: int) -> Extracted:
     """Copy one safetensors file of an archive to `target`.
 
     Args:
@@ -43,9 +51,6 @@ def extract(archive: Path, member: str, target: Path, *, name: str, limit: int) 
         target: is written to.
         name: of the archive, for errors.
         limit: bytes that the file, and all that has to be unpacked for it, may have.
-
-    Returns:
-        The member's name, as it may be shown.
 
     Raises:
         RunError: no such file, several, something else than a file, larger than the limit, or a damaged archive.
@@ -91,12 +96,14 @@ def _unpack(archive: Path, plain: Path, name: str, limit: int) -> None:
             file.write(block)
 
 
-def _copy(file: _Careful, member: str, target: Path, name: str, limit: int) -> str:
+def _copy(file: _Careful, member: str, target: Path, name: str, limit: int) -> Extracted:
     found: list[tarfile.TarInfo] = []
+    beside: set[str] = set()
     with tarfile.open(fileobj=file, mode="r:") as tar:  # pyright: ignore[reportArgumentType, reportCallIssue]
         for count, entry in enumerate(tar):
             if count >= _MOST_MEMBERS:
                 raise RunError(f"{name} has more than {_MOST_MEMBERS} files")
+            beside.add(entry.name.rpartition("/")[2])
             plain = entry.isreg() and not entry.issparse() and entry.name.lower().endswith(_WEIGHTS)
             if plain and f"/{entry.name}".endswith(f"/{member}" if member else ""):
                 found.append(entry)
@@ -112,4 +119,4 @@ def _copy(file: _Careful, member: str, target: Path, name: str, limit: int) -> s
             shutil.copyfileobj(reader, copy, _BLOCK)
             if copy.tell() != found[0].size:
                 raise RunError(f"{name} is a damaged archive")
-        return shown_name(found[0].name)
+        return Extracted(shown_name(found[0].name), tuple(word for word in _WORDS if word in beside))

@@ -92,6 +92,28 @@ def probe(remote: Remote, network: Network) -> First:
         return persistent(lambda: network.interruptible(lambda: _probe(remote, network)), network.stop)
 
 
+def small(remote: Remote, network: Network, *, limit: int) -> bytes:
+    """All of a file that is small, of the size that its site states. Raises as `download`."""
+    too_large = RunError(f"{remote.name} has more than {limit} bytes, the most that such a file may have")
+
+    def read() -> bytes:
+        body = bytearray()
+        with network.open(remote.url, token=remote.token) as answer:
+            for piece in answer.pieces:
+                body += piece
+                if len(body) > limit:
+                    raise too_large
+        return bytes(body)
+
+    if (remote.size or 0) > limit:
+        raise too_large
+    with _worded(remote):
+        content = persistent(lambda: network.interruptible(read), network.stop)
+    if remote.size is not None and len(content) != remote.size:
+        raise RunError(f"{remote.name} came with {len(content)} bytes where its site states {remote.size}")
+    return content
+
+
 def _probe(remote: Remote, network: Network) -> First:
     """Ask for the first byte."""
     with network.open(remote.url, headers={"Range": "bytes=0-0"}, token=remote.token) as answer:

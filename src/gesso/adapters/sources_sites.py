@@ -7,15 +7,17 @@ Not here: how sources are written (`sources`), fetching the bytes (`sources_down
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from gesso.adapters.formats.peft import CONFIG
 from gesso.adapters.sources import Site, Source
 from gesso.errors import CancelledError, RequestError, RunError
 from gesso.network import Network, NetworkError, Stop, Token
 from gesso.settings import Settings, load_settings
-from gesso.weights.hub_clients import HuggingFace, Listing, TransientError, connect, quiet
+from gesso.weights.hub_clients import HubFile, HuggingFace, Listing, TransientError, connect, quiet
 
 REPLICATE = "https://replicate.com"
 TRIES = 5  # without a single byte between them
@@ -43,6 +45,7 @@ class Remote:
 
     `revision` is a commit or a version, "" where the site has none; `member` a file in it if it is an archive; `about`
     the size where it is known roughly; `login` what to do where the site wants an account; `facts` what else it says.
+    `config` is PEFT's configuration that lies beside it.
     """
 
     url: str = field(repr=False)
@@ -55,6 +58,7 @@ class Remote:
     member: str = ""
     login: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    config: Remote | None = None
 
 
 def look_up(source: Source, network: Network, *, family: str = "", tokens: Mapping[Site, str] | None = None) -> Remote:
@@ -158,6 +162,12 @@ def _on_hub(source: Source, network: Network, token: str) -> Remote:
         way_out = f"write {source.shown}/FILE with one of: {_some(weights)}"
         raise RequestError("source", source.shown, "one adapter: the repository has several files", way_out)
     file = files[source.file or weights[0]]
+    config = files.get(str(PurePosixPath(file.name).with_name(CONFIG)))
+    remote = _hub_file(hub, listing, file)
+    return replace(remote, config=_hub_file(hub, listing, config) if config else None, facts={"file": file.name})
+
+
+def _hub_file(hub: HuggingFace, listing: Listing, file: HubFile) -> Remote:
     url, secret = hub.address(listing, file.name)
     return Remote(
         url=url,
@@ -167,7 +177,6 @@ def _on_hub(source: Source, network: Network, token: str) -> Remote:
         size=file.size,
         sha256=(file.sha256 or "").lower(),
         login=f"accept its terms on its page if it has some, and {_login('hf_token')}",
-        facts={"file": file.name},
     )
 
 

@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from gesso.adapters.formats.classification import Classification, classify
+from gesso.adapters.formats.peft import LARGEST_CONFIG, config_beside
 from gesso.adapters.sources import Site, Source
 from gesso.adapters.sources_archive import extract, is_archive
-from gesso.adapters.sources_download import Downloaded, download, drop, probe
+from gesso.adapters.sources_download import Downloaded, download, drop, probe, small
 from gesso.adapters.sources_sites import Remote, look_up
-from gesso.adapters.store_index import WEIGHTS, Adapter, Index, Origin
+from gesso.adapters.store_index import WEIGHTS, Adapter, Index, Origin, digits_of
 from gesso.errors import CancelledError, FileError, RequestError, RunError, WeightsError
 from gesso.network import Network
 from gesso.settings import load_settings
 from gesso.weights import digests, manifest
+from gesso.weights.hub_clients import AGAIN
 from gesso.weights.hub_transfer import disk_error
 
 _HEX = frozenset("0123456789abcdef")
+LEFT_OUT = "left out"
+"""The fact of a source's origin that names what of it is not read."""
 _SHORTEST = 6  # digits of a digest that name a file
 
 
@@ -149,7 +153,7 @@ class AdapterStore:
         if source.path is not None:
             return Fetched(adapter=checked_file(source.path), outcome="local")
         known = self._known(source, wishes)
-        here = None if known is None else self._index.adapter(known.sha256, whole=True)
+        here = None if known is None else self._index.adapter(known.sha256, known.config, whole=True)
         if here is None:
             return None
         self._count(kept=1)
@@ -165,7 +169,7 @@ class AdapterStore:
                 raise _no_such_file(source.path)
             return source.path
         known = self._known(source, wishes or Wishes())
-        return None if known is None else self._index.path(known.sha256)
+        return None if known is None else self._index.path(known.sha256, known.config)
 
     def _known(self, source: Source, wishes: Wishes) -> Origin | None:
         """What is noted of a source, where that may be used."""
@@ -187,12 +191,13 @@ class AdapterStore:
             found = [each for each in here if any(origin.source == shown for origin in each.origins)]
         else:
             shown, digits = name, name.lower()
-            usable = len(digits) >= _SHORTEST and _HEX.issuperset(digits)
-            found = [each for each in here if usable and each.sha256.startswith(digits)]
+            usable = len(digits) >= _SHORTEST and _HEX.issuperset(digits.replace("-", "", 1))
+            found = [each for each in here if usable and each.name.startswith(digits)]
         if len(found) == 1:
             return found[0]
         if found:
-            several = ", ".join(each.sha256[:12] for each in found)
+            same = len({each.sha256 for each in found}) < len(found)
+            several = ", ".join(each.name if same else each.sha256[:12] for each in found)
             raise RequestError("adapter", shown, "one adapter", f"name one by its digits: {several}")
         way_out = f"write ./{shown} for the file here" if _is_file(shown) else f"gesso lora list shows {len(here)}"
         raise RequestError("adapter", shown, "an adapter that is here", way_out)
@@ -224,7 +229,8 @@ class AdapterStore:
         """Ask the site, and get the file unless it is here."""
         key, tokens = wishes.key(source), wishes.tokens or {}
         known = self._index.origin(key)
-        if known and known.fetched >= since and not known.private and (here := self._index.adapter(known.sha256)):
+        new = known and known.fetched >= since and not known.private
+        if known and new and (here := self._index.adapter(known.sha256, known.config)):
             return Fetched(adapter=here, outcome="kept")  # somebody else has fetched it while this waited
         remote = look_up(source, network, family=wishes.family, tokens=tokens)
         first = None
@@ -241,40 +247,59 @@ class AdapterStore:
             private=source.site in tokens,
             facts=remote.facts,
         )
-        if origin.sha256 and (here := self._index.adapter(origin.sha256, whole=True)):
+        config = small(remote.config, network, limit=LARGEST_CONFIG) if remote.config else b""
+        if origin.sha256 and (here := self._index.weights(origin.sha256)):
             if all(each.private for each in here.origins) and first is None:
                 probe(remote, network)  # a site may tell of what it does not give to everybody
-            self._index.note(replace(origin, facts={**(known.facts if known and same else {}), **remote.facts}))
-            return Fetched(adapter=self._index.adapter(origin.sha256) or here, outcome="kept")
+            origin = replace(origin, facts={**(known.facts if known and same else {}), **remote.facts})
+            return self._kept(here, origin, config, known)
         part = self._index.part(_hashed(key, remote.revision, remote.sha256))
         limit = int(wishes.limit or load_settings().largest_adapter)
         got = download(remote, part, network, limit=limit, tell=_Teller(watcher), first=first)
-        adapter = self._place(part, got, remote, origin, limit)
-        changed = known is not None and known.sha256 != adapter.sha256
+        adapter = self._place(part, got, remote, origin, limit, config)
+        changed = known is not None and (known.sha256, known.config) != (adapter.sha256, adapter.config)
         return Fetched(adapter=adapter, outcome="updated" if changed else "fetched", received=got.fetched)
 
-    def _place(self, part: Path, got: Downloaded, remote: Remote, origin: Origin, limit: int) -> Adapter:
+    def _kept(self, here: Adapter, origin: Origin, config: bytes, known: Origin | None) -> Fetched:
+        """Note the source of a file whose bytes are here; what its site says of alpha may have changed all the same."""
+        config = config if classify(here.path).peft else b""
+        origin = replace(origin, config=digits_of(config))
+        if self._index.adapter(origin.sha256, origin.config, whole=True):
+            self._index.note(origin)
+        else:
+            try:
+                self._index.share(here, origin, config)
+            except OSError as error:
+                raise disk_error(here.path, error) from error
+        changed = known is not None and known.config != origin.config
+        adapter = self._index.adapter(origin.sha256, origin.config) or here
+        return Fetched(adapter=adapter, outcome="updated" if changed else "kept")
+
+    def _place(self, part: Path, got: Downloaded, remote: Remote, origin: Origin, limit: int, config: bytes) -> Adapter:
         """Check what has come and give it its name. What is no adapter is removed."""
         whole = part
         try:
             if is_archive(part):
                 whole = part.with_suffix(WEIGHTS)
-                member = extract(part, remote.member, whole, name=remote.name, limit=limit)
-                origin = replace(origin, facts={**origin.facts, "file": member})
+                member, words = extract(part, remote.member, whole, name=remote.name, limit=limit)
+                left_out = {LEFT_OUT: f"trained words ({', '.join(words)})"} if words else {}
+                origin = replace(origin, facts={**origin.facts, "file": member} | left_out)
                 origin = replace(origin, sha256=manifest.sha256(whole))
             else:
                 origin = replace(origin, sha256=got.sha256)
             with _told_of(remote.name):
-                check(whole)
-            size = whole.stat().st_size
-            self._index.place(whole, origin)
+                config = config if check(whole).peft else b""
+            origin = replace(origin, config=digits_of(config))
+            self._index.place(whole, origin, config)
         except OSError as error:
             raise disk_error(part, error) from error
         finally:
             drop(part)
             part.with_suffix(WEIGHTS).unlink(missing_ok=True)
-        path = self._index.folder / "files" / f"{origin.sha256}{WEIGHTS}"
-        return self._index.adapter(origin.sha256) or Adapter(path=path, sha256=origin.sha256, size=size)
+        adapter = self._index.adapter(origin.sha256, origin.config)
+        if adapter is None:
+            raise RunError(f"{remote.name} came, and was removed by somebody else at once; {AGAIN}")
+        return adapter
 
     def _count(self, **more: float) -> None:
         with self._lock:
@@ -286,8 +311,16 @@ def checked_file(path: Path) -> Adapter:
     """A file of this machine, used where it lies. Raises FileError, WeightsError."""
     if not path.is_file():
         raise _no_such_file(path)
-    check(path)
-    return Adapter(path=path, sha256=digests.sha256(path), size=path.stat().st_size)
+    config = config_beside(path) if check(path).peft else b""
+    return Adapter(path=path, sha256=digests.sha256(path), size=path.stat().st_size, config=digits_of(config))
+
+
+def warnings_of(adapter: Adapter, source: Source) -> tuple[str, ...]:
+    """What was left out of what the source has, in sentences for the person who asked for it."""
+    facts = [origin.facts for origin in adapter.origins if origin.source == source.shown]
+    words = [found[LEFT_OUT] for found in facts if LEFT_OUT in found]
+    said = "that are not read, so that what stands for them in prompts (TOK, <s0>) means nothing here"
+    return tuple(f"{source.shown} has {each} {said}" for each in words[:1])
 
 
 def _is_file(name: str) -> bool:

@@ -120,7 +120,7 @@ def remove_adapter(
     from gesso.weights.hub import amount
 
     adapter = _found(name)
-    if not adapter.origins and adapter.path.parent.name != "files":
+    if not any(adapter.path == each.path for each in _store().adapters()):
         raise RequestError("adapter", name, "one that was fetched", "it is a file of your own, and stays")
     if not yes:
         what = f"remove {adapter.path} and free {amount(adapter.size)}"

@@ -223,6 +223,8 @@ def _adapter_changes(record: Record, result: "Result") -> Iterator[str]:
         if old.get("digest") != new.get("digest"):
             digests = (str(each.get("digest"))[:23] for each in (old, new))
             yield f"the adapter {new.get('source')} changed: {'… then, '.join(digests)}… now"
+        elif old.get("config") != new.get("config"):
+            yield f"the adapter {new.get('source')} has another adapter_config.json beside it now than then"
 
 
 def _file_changes(file: Path, record: Record) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
@@ -116,12 +116,19 @@ def _looked_at(path: Path, found: tuple[int, ...]) -> Looked:
 
 
 def marks(path: Path) -> tuple[int, ...]:
-    """Size, time of change and inode: what tells that a file was written to since. Raises FileError."""
+    """Size, time of change and inode: what tells that a file was written to since, or what lies beside it for PEFT.
+
+    Raises FileError.
+    """
+    from gesso.adapters.formats.peft import CONFIG
+
     try:
-        found = path.stat()
+        found = [path.stat()]
+        with suppress(FileNotFoundError):
+            found.append(path.with_name(CONFIG).stat())
     except OSError as error:
         raise FileError(path, f"cannot be read ({(error.strerror or str(error)).lower()})") from error
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return tuple(mark for each in found for mark in (each.st_size, each.st_mtime_ns, each.st_ino))
 
 
 @contextmanager
@@ -173,6 +180,7 @@ class Held:
         plan: Plan,
         uses: Uses,
         records: Sequence[Mapping[str, object]],
+        warnings: Sequence[str],
         pins: ExitStack,
     ) -> None:
         """They are there, and stay for as long as `pins` are not closed; which is at once where nobody waits."""
@@ -187,7 +195,7 @@ class Held:
             self.mixing = marks_of(uses) if by_tokens else mixing_key(uses, model.network)
             self.reading = reading_key(uses, model.network)
             self.uses, self.records, self._pins = uses, records, pins
-            self.warnings = tuple(warning for adapter, _ in uses for warning in adapter.warnings)
+            self.warnings = (*(warning for adapter, _ in uses for warning in adapter.warnings), *warnings)
             self.seconds, self.settled = time.perf_counter() - self._began, True
 
     def fail(self, problem: BaseException) -> None:

@@ -227,10 +227,12 @@ class Fetching:
     def _take(self, order: _Order, found: list[Fetched]) -> None:
         """Read what is not in memory, and hold it all. Raises what is wrong with any, and holds none."""
         from gesso.adapters.apply import Use, checked
+        from gesso.adapters.store import warnings_of
 
         self._check_limit(order, found)
         uses: list[Use] = []
         records: list[dict[str, object]] = []
+        warnings: list[str] = []
         with ExitStack() as pins:
             for lora, source, file in zip(order.plan.request.lora, order.sources, found, strict=True):
                 adapter = pins.enter_context(self._held(order, source, file)).adapter
@@ -239,14 +241,17 @@ class Fetching:
                 kinds = ", ".join(sorted(adapter.classification.kinds))
                 sha256 = f"sha256:{file.adapter.sha256}"
                 records.append({"source": source.shown, "scale": scale, "digest": sha256, "kind": kinds})
+                if file.adapter.config:
+                    records[-1]["config"] = file.adapter.config
+                warnings += warnings_of(file.adapter, source)
             together, until_released = checked(uses), ExitStack()
             until_released.callback(self._released, order.model)
             until_released.push(pins.pop_all())
-        order.held.settle(order.model, order.plan, together, records, until_released)
+        order.held.settle(order.model, order.plan, together, records, warnings, until_released)
 
     def _check_limit(self, order: _Order, found: list[Fetched]) -> None:
         """Raise OutOfMemoryError where they would not fit even if nobody else had any."""
-        files = {file.adapter.sha256: file.adapter.path for file in found}
+        files = {file.adapter.name: file.adapter.path for file in found}
         needed = sum(looked_at(path).bytes_in(order.model.dtype) for path in files.values())
         if needed > self._limit:
             raise OutOfMemoryError(needed, self._limit, ["fewer adapters at once", "a larger adapter_memory"])
@@ -296,7 +301,7 @@ def _prefix(model: ModelAdapters) -> str:
 
 def _name(model: ModelAdapters, file: Fetched) -> str:
     """By what an adapter in memory is known."""
-    return f"{_prefix(model)}{file.adapter.sha256}"
+    return f"{_prefix(model)}{file.adapter.name}"
 
 
 def _leave(read: _Read) -> None:

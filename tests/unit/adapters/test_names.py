@@ -15,8 +15,8 @@ from torch import nn
 from gesso.adapters.formats.classification import classify_names
 from gesso.adapters.formats.families import FAMILIES, hinted
 from gesso.adapters.formats.keys import read_key
+from gesso.adapters.formats.peft import peft_settings
 from gesso.adapters.formats.places import shapes_of, sources
-from gesso.adapters.formats.reading import peft_settings
 from gesso.models import diffusers_parts
 from gesso.models.infinity.sizes import transformer_size
 from gesso.models.infinity.transformer import InfinityTransformer

@@ -39,6 +39,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "/a/b.safetensors": ("/a/b.safetensors", "file:///a/b.safetensors", "file:/a/b.safetensors"),
     "b.safetensors": ("b.safetensors", "./b.safetensors"),
     "a/b.safetensors": ("a/b.safetensors",),
+    "style[v1].safetensors": ("style[v1].safetensors", "./style[v1].safetensors"),
+    "[new/style].Safetensors": ("[new/style].Safetensors",),
+    "a b#1.safetensors": ("a b#1.safetensors",),
 }
 
 
@@ -90,6 +93,9 @@ def test_what_is_no_source_is_refused_in_one_line(text: str, said: str) -> None:
 def test_ambiguities_are_decided_by_rule() -> None:
     assert parse("owner/model", bare="replicate").shown == "replicate:owner/model"
     assert parse("https://[::1]/x.safetensors").scale is None
+    assert parse("style[v1].safetensors::-0.5").scale == -0.5
+    with pytest.raises(RequestError, match="the page of a model"):
+        parse("hf.co/x.safetensors")
     assert parse("https://[::1]/x.safetensors::2").scale == 2
     with pytest.raises(RequestError, match="not to be named here"):
         parse("./a.safetensors", files=False)

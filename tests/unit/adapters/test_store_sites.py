@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gesso.adapters.store import AdapterStore
+from gesso.adapters.sources import parse
+from gesso.adapters.store import AdapterStore, warnings_of
 from gesso.errors import MissingError, RequestError, RunError
-from tests.adapter_server import Page, Site, civitai, served, tar
+from tests.adapter_server import Page, Site, civitai, lora, served, tar
 from tests.hub_server import COMMIT, Hub
 from tests.hub_server import served as served_hub
 from tests.unit.adapters.fetching import CONTENT, DIGEST, OTHER, have, parts, refusal
+from tests.unit.cli.running import call
 
 pytestmark = pytest.mark.usefixtures("own_place")
 
@@ -28,12 +31,27 @@ def test_replicates_archives(site: Site, tmp_path: Path) -> None:
     site.pages["/delivery/trained.tar"] = Page(tar(inner))
     found = have("replicate:owner/model")
     assert found.adapter.path.read_bytes() == OTHER
-    assert found.adapter.origins[0].facts["file"] == "lora.safetensors"
+    assert found.adapter.origins[0].facts == {"file": "lora.safetensors"}
+    assert warnings_of(found.adapter, parse("replicate:owner/model")) == ()
     site.pages["/owner/model/versions/abc1/_weights"] = Page(gzip.compress(tar(inner | more)))
     AdapterStore().remove(found.adapter)
     assert "several: lora.safetensors, lora.safetensors; name one" in refusal(RunError, "replicate:owner/model@abc1")
     assert have("replicate:owner/model@abc1/b/lora.safetensors").adapter.sha256 == DIGEST
     assert parts(tmp_path) == []
+
+
+def test_trained_words_in_an_archive_are_not_read_and_told_of(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = {"out/lora.safetensors": OTHER, "out/embeddings.pti": b"x" * 600, "special_params.json": b"{"}
+    site.pages["/owner/words/_weights"] = Page(tar(inner))
+    site.pages["/b.safetensors"] = Page(OTHER)
+    found = have("replicate:owner/words").adapter
+    words = "trained words (embeddings.pti, special_params.json)"
+    assert f"left out      {words}\n" in call(capsys, "lora", "show", "replicate:owner/words").out
+    (warning,) = warnings_of(found, parse("replicate:owner/words::0.5"))
+    assert warning.startswith(f"replicate:owner/words has {words} that are not read")
+    same = have(f"{site.address}/b.safetensors").adapter  # the same file without them
+    assert (same.path, len(same.origins)) == (found.path, 2)
+    assert warnings_of(same, parse(f"{site.address}/b.safetensors")) == ()
 
 
 def test_archives_that_mean_harm(site: Site, tmp_path: Path) -> None:
@@ -122,6 +140,69 @@ def test_hugging_face(loopback: Hub, tmp_path: Path) -> None:
     assert "hf:owner/two/a.safetensors" in refusal(RequestError, "owner/two/a.safetensors")
     loopback.other_bytes = ("style.safetensors",)
     assert "neither safetensors" in refusal(RunError, "owner/style")
+
+
+PEFT = lora(prefix="base_model.model.")
+CONFIGS = [json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": alpha}).encode() for alpha in (32, 4)]
+
+
+def test_pefts_configuration_comes_along_and_is_kept_with_its_weights(
+    loopback: Hub, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two configurations of the same weights are two adapters, and neither is that of the weights alone."""
+    for name, config in zip(("owner/one", "owner/other"), CONFIGS, strict=True):
+        loopback.repositories[name] = {"sub/adapter_model.safetensors": PEFT, "sub/adapter_config.json": config}
+    loopback.repositories["owner/other"]["adapter_config.json"] = b"of another folder"
+    site.pages["/bare.safetensors"] = Page(PEFT)
+    bare = have(f"{site.address}/bare.safetensors").adapter
+    first, second = have("owner/one"), have("owner/other")
+    assert (first.outcome, first.received) == ("kept", 0)  # the weights were here
+    assert len({bare.sha256, first.adapter.sha256, second.adapter.sha256}) == 1
+    assert len({bare.name, first.adapter.name, second.adapter.name}) == 3
+    monkeypatch.setenv("GESSO_OFFLINE", "1")
+    for name, config in zip(("owner/one", "owner/other"), CONFIGS, strict=True):
+        adapter = have(name).adapter
+        assert adapter.path.with_name("adapter_config.json").read_bytes() == config
+        assert adapter.path.read_bytes() == PEFT
+        assert adapter.path == AdapterStore().glance(parse(name))
+        assert [origin.source for origin in adapter.origins] == [name]
+    assert not bare.path.with_name("adapter_config.json").exists()
+    store = AdapterStore()
+    with pytest.raises(RequestError, match="name one by its digits"):
+        store.find(bare.sha256[:12])
+    store.remove(store.find(first.adapter.name))
+    assert {each.name for each in store.adapters()} == {bare.name, second.adapter.name}
+    assert not first.adapter.path.parent.exists()
+
+
+def test_a_configuration_that_changed_or_is_lost_comes_again(loopback: Hub) -> None:
+    files = loopback.repositories["owner/peft"] = {"adapter_model.safetensors": PEFT}
+    before = have("owner/peft")  # as it was kept before such files came along
+    files["adapter_config.json"] = CONFIGS[0]
+    assert have("owner/peft").adapter.config == before.adapter.config == ""
+    found = have("owner/peft", update=True)
+    assert (found.outcome, found.received) == ("updated", 0)
+    assert have("owner/peft", update=True).outcome == "kept"
+    beside = found.adapter.path.with_name("adapter_config.json")
+    for damage in (lambda: beside.write_bytes(b"{}"), beside.unlink):
+        damage()
+        again = have("owner/peft")
+        assert (again.adapter.path, beside.read_bytes()) == (found.adapter.path, CONFIGS[0])
+    files["adapter_config.json"] = CONFIGS[1]
+    assert have("owner/peft", update=True).outcome == "updated"
+    assert have("owner/peft").adapter.path.with_name("adapter_config.json").read_bytes() == CONFIGS[1]
+    assert [bool(each.origins) for each in AdapterStore().adapters()] == [True, False, False]
+
+
+def test_configurations_that_are_not_kept(loopback: Hub) -> None:
+    loopback.repositories["owner/style"]["adapter_config.json"] = CONFIGS[0]
+    assert have("owner/style").adapter.config == ""  # its names are not PEFT's
+    AdapterStore().remove(AdapterStore().adapters()[0])
+    files = loopback.repositories["owner/peft"] = {"a.safetensors": PEFT, "adapter_config.json": b" " * (1 << 21)}
+    assert "adapter_config.json has more than 1048576 bytes" in refusal(RunError, "owner/peft")
+    files["adapter_config.json"] = CONFIGS[0]
+    loopback.status["adapter_config.json"] = [403]
+    assert "adapter_config.json is refused (HTTP 403); accept its terms" in refusal(RunError, "owner/peft")
 
 
 def test_gated_repositories_and_whose_token_it_is(loopback: Hub) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gesso.metadata import read_record
 from tests.unit.cli.running import call
@@ -54,6 +54,22 @@ def test_a_lora_goes_into_the_record_and_a_changed_file_is_told(
     assert (again.out, again.status) == ("equal\n", 0)
     write(Path(path), tiny_infinity, 0.4)
     assert f"the adapter {path} changed: sha256:" in call(capsys, "rerun", made["file"]).err
+
+
+def test_another_configuration_beside_a_file_is_told(
+    capsys: pytest.CaptureFixture[str], own_folder: Path, tiny_infinity: Path
+) -> None:
+    path = Path(write(own_folder / "style.safetensors", tiny_infinity, 0.2))
+    renamed = {f"base_model.model.{name.partition('.')[2]}": tensor for name, tensor in load_file(path).items()}
+    save_file(renamed, path)
+    beside = path.with_name("adapter_config.json")
+    beside.write_text('{"r": 2, "lora_alpha": 2}')
+    common = ("generate", "a star", "--model", tiny_infinity, "--seed", "7", "--json")
+    made = json.loads(call(capsys, *common, "--lora", path).out)
+    assert call(capsys, "rerun", made["file"]).out == "equal\n"
+    beside.write_text('{"r": 2, "lora_alpha": 9}')
+    said = f"the adapter {path} has another adapter_config.json beside it now than then"
+    assert said in call(capsys, "rerun", made["file"]).err
 
 
 def test_a_plan_counts_what_is_here(capsys: pytest.CaptureFixture[str], own_folder: Path, tiny_infinity: Path) -> None:

@@ -7,7 +7,6 @@ Shapes: O outputs, I inputs, r rank, k... the kernel of a convolution (none for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from gesso.adapters.formats.classification import kind_of
 from gesso.adapters.formats.deltas import Delta, Kind
+from gesso.adapters.formats.peft import PeftConfig, PeftSettings
 from gesso.adapters.formats.places import Rows, Shape, Source, Target
 from gesso.devices import META
 
@@ -39,34 +39,11 @@ class Group:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PeftSettings:
-    """PEFT's configuration from a file's metadata: where no tensor has an alpha, this may."""
+def assemble(group: Group, source: Source, peft: PeftSettings | PeftConfig) -> dict[str, Delta]:
+    """Deltas by our modules.
 
-    values: Mapping[str, Any]
-
-    def scale(self, module: str, rank: int) -> float:
-        """Alpha over rank, or over its root (rsLoRA, arXiv:2312.03732); 1 where nothing is said."""
-        alpha = self._of(module, "lora_alpha", "alpha_pattern")
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-            return 1.0
-        return alpha / (math.sqrt(rank) if self._first("use_rslora") is True else rank)
-
-    def _of(self, module: str, name: str, pattern: str) -> Any:
-        patterns = self._first(pattern)
-        for key, value in patterns.items() if isinstance(patterns, dict) else ():
-            if module == key or module.endswith(f".{key}"):
-                return value
-        return self._first(name)
-
-    def _first(self, name: str) -> Any:
-        """diffusers puts the part before each name: "transformer.lora_alpha"."""
-        found = [value for key, value in self.values.items() if key.rpartition(".")[2] == name]
-        return found[0] if found else None
-
-
-def assemble(group: Group, source: Source, peft: PeftSettings) -> dict[str, Delta]:
-    """Deltas by our modules. Raises MisfitError for tensors that are missing, empty or of other shapes."""
+    Raises MisfitError for tensors that are missing, empty or of other shapes, FileError for another's configuration.
+    """
     kind: Any = kind_of(group.tensors)
     tensors, rank = _LORA_LIKE[kind](group, source)
     scale = _scale(group, peft, kind, rank)
@@ -189,13 +166,13 @@ def _checked(group: Group, source: Source, kind: Kind, tensors: dict[str, Tensor
     return tensors
 
 
-def _scale(group: Group, peft: PeftSettings, kind: Kind, rank: int) -> float:
+def _scale(group: Group, peft: PeftSettings | PeftConfig, kind: Kind, rank: int) -> float:
     """Alpha over rank; where nothing says an alpha it is the rank. Raises MisfitError for one that is no number."""
     alpha = group.tensors.get("alpha")
+    if alpha is None:
+        return 1.0 if kind == "full" else peft.scale(group.name, rank, kind)
     if not rank:
         return 1.0
-    if alpha is None:
-        return peft.scale(group.name, rank) if kind == "lora" else 1.0
     if alpha.numel() != 1 or not math.isfinite(value := float(alpha.item())):
         raise MisfitError(f"{group.name}: alpha is not one finite number")
     return value / rank

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gesso.adapters.formats import families
-from gesso.adapters.formats.keys import NETWORK, Key, prefix_of, read_key
+from gesso.adapters.formats.keys import NETWORK, WRAPPER, Key, prefix_of, read_key
 from gesso.errors import FileError
 from gesso.weights import headers
 
@@ -28,7 +28,8 @@ class Classification:
     `families` are those that its names fit; several where they do not decide, none where no network's names are in it.
     `foreign` is a family that has no network here. `naming` is whose spelling it is. `kinds` are "lora", "loha",
     "lokr" and "full", with "dora" and "convolution" where it has such. `ranks` are the least and the largest of its
-    LoRAs. `modules` says how many of each part it changes. `unknown` are names that mean nothing here.
+    LoRAs. `modules` says how many of each part it changes. `unknown` are names that mean nothing here. `peft` says that
+    names are as PEFT leaves them, without alpha, so that a configuration beside the file is of this file.
     """
 
     families: tuple[str, ...]
@@ -39,6 +40,7 @@ class Classification:
     foreign: str = ""
     unknown: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    peft: bool = False
 
     @property
     def count(self) -> int:
@@ -104,6 +106,7 @@ def classify_names(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
         modules=dict(parts),
         unknown=tuple(name for name, key in keys.items() if key is None),
         metadata=metadata,
+        peft=_is_pefts(list(known), list(changing)),
     )
 
 
@@ -159,6 +162,13 @@ def _kinds(groups: Mapping[str, Mapping[str, tuple[int, ...]]]) -> frozenset[str
     return frozenset(found)
 
 
+def _is_pefts(names: list[str], groups: list[str]) -> bool:
+    """Whether PEFT wrote the names. Behind the name of a pipeline's part an alpha that is not said is the rank."""
+    own = all(group.startswith(WRAPPER) for group in groups)
+    bare = not any(prefix_of(group) for group in groups) and any(".lora_A" in name for name in names)
+    return bool(groups) and (own or bare) and not any(name.endswith(".alpha") for name in names)
+
+
 def _naming(names: list[str], groups: list[str], found: tuple[str, ...]) -> str:
     """Whose spelling most of a file is; for people, nothing depends on it."""
     prefix = Counter(prefix_of(group) for group in groups).most_common(1)[0][0] if groups else ""
@@ -167,7 +177,7 @@ def _naming(names: list[str], groups: list[str], found: tuple[str, ...]) -> str:
         return "XLabs" if original else "old diffusers"
     if any(".lora_A.default." in name for name in names):
         return "DiffSynth"
-    if any(name.startswith("base_model.model.") for name in names):
+    if any(name.startswith(WRAPPER) for name in names):
         return "PEFT"
     if prefix.startswith("lora_"):
         return "kohya" if not set(found) & {"z-image", "qwen-image", "hunyuan-video"} else "musubi or kohya"

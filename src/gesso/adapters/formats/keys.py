@@ -34,7 +34,9 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
     ("diffusion_model.", NETWORK),
     ("unet.", NETWORK),
 )
-_WRAPPERS = ("base_model.model.", "pipe.", "dit.", "model.diffusion_model.")
+WRAPPER = "base_model.model."
+"""What PEFT itself puts before every name."""
+_WRAPPERS = (WRAPPER, "pipe.", "dit.", "model.diffusion_model.")
 """What stands before a prefix, or alone, and says nothing."""
 
 # Endings, tried in order. PEFT may put the adapter's own name ("default") before "weight".

@@ -9,7 +9,6 @@ Not here: what the file is (`classification`), one module's tensors (`assembly`)
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,15 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gesso.adapters.formats.assembly import Group, MisfitError, PeftSettings, assemble
+from gesso.adapters.formats.assembly import Group, MisfitError, assemble
 from gesso.adapters.formats.classification import Classification, classify, kind_of
 from gesso.adapters.formats.deltas import Delta
-from gesso.adapters.formats.keys import NETWORK, TEXT_PARTS, read_key
+from gesso.adapters.formats.keys import NETWORK, TEXT_PARTS, WRAPPER, read_key
+from gesso.adapters.formats.peft import CONFIG, PeftConfig, PeftSettings, peft_settings, read_config
 from gesso.adapters.formats.places import Source, family_of, sources
 from gesso.errors import FileError, WeightsError
 from gesso.weights.files import read_tensors
 
-_PEFT_METADATA = "lora_adapter_metadata"  # PEFT's configuration as diffusers saves it; it has alpha where no tensor has
+_NO_ALPHA = "it counts as the rank; lay that file beside it, or fetch it again by gesso lora pull"
 _SHOWN = 3
 _FEW_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -97,14 +97,14 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
 
     One of the networks has to be that of a family ("transformer" or "unet"); "text_encoder" and "text_encoder_2" are
     those that read text. Tensors of other parts are left out, with a warning, as is what has no module here.
-    Raises FileError for what is no adapter, or one of another family; WeightsError for one that is damaged, holds NaN
-    or infinity, or has other shapes than the network.
+    Raises FileError for what is no adapter, one of another family, or a PEFT configuration beside it that is broken or
+    of other weights; WeightsError for one that is damaged, holds NaN or infinity, or has other shapes than the network.
     """
     classification = classify(path)
     family, role = _network(networks)
     check_family(path, classification, family)
     groups = _groups(read_tensors(path, pickles=False), path)
-    peft = peft_settings(classification.metadata)
+    peft = _peft(path, classification)
     found = _Found()
     named = {part: network for part, network in networks.items() if part == role or part in TEXT_PARTS}
     known = {part: sources(network, _chunk(groups)) for part, network in named.items()}
@@ -121,16 +121,20 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
             _place(found, path, where, group, source, peft)
     _check_fit(path, found, classification, family)
     warnings = _warnings(name or path.name, found, classification)
+    if (
+        isinstance(peft, PeftSettings)
+        and not peft.values
+        and classification.peft
+        and groups[0].name.startswith(WRAPPER)
+    ):
+        warnings += (f"{name or path.name} has PEFT's names, and no {CONFIG} says its alpha: {_NO_ALPHA}",)
     return Adapter(name or path.stem, classification, found.parts, warnings)
 
 
-def peft_settings(metadata: Mapping[str, str]) -> PeftSettings:
-    """PEFT's configuration as diffusers keeps it in a file's metadata; nothing of what is not as it should be."""
-    try:
-        found = json.loads(metadata.get(_PEFT_METADATA, "{}"))
-    except (ValueError, RecursionError):
-        found = {}
-    return PeftSettings({str(name): value for name, value in found.items()} if isinstance(found, dict) else {})
+def _peft(path: Path, found: Classification) -> PeftSettings | PeftConfig:
+    """What PEFT says of alpha and rank: the file's own metadata counts before what lies beside the file."""
+    own = peft_settings(found.metadata)
+    return own if own.values or not found.peft else read_config(path) or own
 
 
 def _network(networks: Mapping[str, nn.Module]) -> tuple[str, str]:
@@ -167,7 +171,7 @@ def _groups(tensors: Mapping[str, Tensor], path: Path) -> list[Group]:
     return [group for group in groups.values() if kind_of(group.tensors) is not None]
 
 
-def _place(found: _Found, path: Path, role: str, group: Group, source: Source, peft: PeftSettings) -> None:
+def _place(found: _Found, path: Path, role: str, group: Group, source: Source, peft: PeftSettings | PeftConfig) -> None:
     """Put a module's deltas where they belong, unless one is there already."""
     try:
         deltas = assemble(group, source, peft)
