@@ -165,7 +165,8 @@ def cache_of_quality(
     from gesso.engine.loading.weights_digest import weights_digest
 
     planner = load_planner(entry.name, settings.device, settings.dtype)
-    if planner is None or (plan := planner.plan(parse_request({**fields, "prompt": "any"}))).shape is None:
+    plan = planner.plan(parse_request({**fields, "prompt": "any"}))
+    if plan.shape is None:
         hint = f"it has no steps to forecast; take {EXACT}"
         raise RequestError("quality", quality, f"usable with {entry.name}", hint)
     place = check_device(settings.device or default_device())

@@ -285,8 +285,10 @@ def _described(entry: "Entry") -> "Iterator[tuple[str, object]]":
         yield "download", f"about {hub.amount(entry.download)}"
     for need in entry.needs:
         yield "needs", need
+    here = hub.pulled_from(entry)
     for source in entry.sources:
-        yield "pulled", f"{', '.join(source.patterns)} of {source.repository}, {source.revision or 'main branch'}"
+        what = f"{', '.join(source.patterns)} of {source.repository}, {source.revision or 'main branch'}"
+        yield "pulled", what + (f"; here: {here[source.repository]}" if source.repository in here else "")
 
 
 def _as_json(entry: "Entry") -> str:

@@ -42,12 +42,12 @@ def plan(
 
     from gesso.engine.adapters import adapter_bytes
     from gesso.engine.device import check_device, default_device
-    from gesso.engine.loading import load_pipeline, load_planner
+    from gesso.engine.loading import load_planner
     from gesso.engine.planning import planned
     from gesso.engine.safety import Guard
 
     place, kind = check_device(settings.device or default_device()), settings.dtype
-    planner = load_planner(request.model, place, kind) or load_pipeline(request.model, place, kind)
+    planner = load_planner(request.model, place, kind)
     made = planned(planner, request, attention=settings.attention)
     foreseen, chosen = _memory(planner, made, settings.memory, place)
     adapters, (safety, checker) = adapter_bytes(planner, made), Guard(settings).foreseen(request, place)

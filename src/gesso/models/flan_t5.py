@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gesso.devices import META
 from gesso.errors import FileError, MissingError, WeightsError
 from gesso.models import components
 from gesso.models.transformers_parts import quiet
@@ -24,11 +25,12 @@ _TOKENIZERS = ("tokenizer.json", "spiece.model")
 class FlanT5:
     """Prompts to features `[T,E]` float32, padding dropped. A pipeline refuses prompts longer than 512 tokens.
 
+    Without `weights` the network has its shapes and lies on the meta device: prompts can be counted and nothing else.
     Raises MissingError without transformers, FileError for a folder that is no T5, WeightsError for one that lacks
     tensors of the encoder or has them in other shapes.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype, weights: bool = True) -> None:
         if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make up an empty one
             raise FileError(folder, f"holds no tokenizer ({' or '.join(_TOKENIZERS)})", "fetch it again")
         try:
@@ -36,8 +38,7 @@ class FlanT5:
 
             with quiet():
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                kind = "the encoder of Flan-T5"
-                self.network: Any = components.shared(folder, kind, dtype, lambda: _encoder(folder, dtype))
+                self.network: Any = _read(folder, dtype) if weights else _shapes(folder, dtype)
         except (FileError, WeightsError):
             raise
         except ImportError as error:
@@ -69,12 +70,28 @@ class FlanT5:
     @torch.no_grad()
     def features(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features of each prompt with its own T. Padding to the longest is masked, so it changes only rounding."""
+        if not prompts:  # which tokenizers do not take
+            return []
         tokens = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt"
         ).to(self.network.device)
         features_BTE = self.network(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         lengths = tokens["attention_mask"].sum(1).tolist()
         return [row[:length].float() for row, length in zip(features_BTE, lengths, strict=True)]
+
+
+def _read(folder: Path, dtype: torch.dtype) -> nn.Module:
+    return components.shared(folder, "the encoder of Flan-T5", dtype, lambda: _encoder(folder, dtype))
+
+
+def _shapes(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The network as its configuration has it, without memory."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config.from_pretrained(folder, local_files_only=True)
+    with torch.device(META):
+        network = T5EncoderModel(config)
+    return nn.Module.to(network, dtype=dtype).eval().requires_grad_(False)
 
 
 def _encoder(folder: Path, dtype: torch.dtype) -> nn.Module:

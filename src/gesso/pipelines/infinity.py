@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gesso.devices import CPU
@@ -167,7 +167,8 @@ class InfinityPipeline:
 
     def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid) -> int:
         each = torch.finfo(self.dtype).bits // 8
-        weights = sum(p.nbytes for part in (self.transformer, self.autoencoder) for p in part.parameters())
+        parts = (self.transformer, self.autoencoder, getattr(self.text, "network", self.text))  # or it is one itself
+        weights = sum(p.nbytes for part in parts if isinstance(part, nn.Module) for p in part.parameters())
         n = schedule.starts[-1] - schedule.starts[-2]
         stepping = (
             cache_bytes(self.config, schedule, 2, each) + 2 * n * (self.config.hidden + 8 * self.config.width) * 4

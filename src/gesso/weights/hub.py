@@ -1,15 +1,16 @@
 """Fetching published models from a hub into the home, and removing them again.
 
 Sizes are summed and the disk looked at before a byte is asked for; the files then come several at once and resumed
-(`hub_transfer`), and at the end `manifest.json` lists what is there. One pull of a model runs at a time; another waits.
-Not here: speaking to a hub (`hub_clients`), what there is to fetch (`catalogue`).
+(`hub_transfer`), and at the end `manifest.json` lists what is there and `revisions.json` which commits it is of. One
+pull of a model runs at a time; another waits. Not here: speaking to a hub (`hub_clients`), what there is to fetch
+(`catalogue`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +26,8 @@ from gesso.weights.hub_clients import HubName, Listing, TransientError, connect,
 from gesso.weights.hub_transfer import Wanted, fetch_all, part_of
 
 HUBS: tuple[HubName, ...] = ("huggingface", "modelscope")
+REVISIONS = "revisions.json"
+"""File beside a pulled model's manifest: each repository, and the commit that its files are of."""
 # Weights without code in them, and text. Other files come only where the catalogue names them in full.
 _ENDINGS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
@@ -86,6 +89,7 @@ def pull(entry: Entry, *, origin: HubName, revisions: Sequence[str], watcher: Wa
         ready_folder(folder / manifest.UNFINISHED)  # from now on the model is not ready
         digests, fetched = fetch_all(hub, wanted, watcher.move)
         _write_manifest(folder, wanted, digests)
+        _write_json(folder / REVISIONS, {listing.repository: listing.revision for listing in listings})
         shutil.rmtree(folder / manifest.UNFINISHED)
     return Pulled(
         folder=folder,
@@ -94,6 +98,20 @@ def pull(entry: Entry, *, origin: HubName, revisions: Sequence[str], watcher: Wa
         size=total,
         fetched=fetched,
     )
+
+
+def pulled_from(entry: Entry) -> dict[str, str]:
+    """Each repository that a model was pulled from, and the commit that its files are of; a branch from hubs without.
+
+    {} where nobody knows: for what was not pulled, or by a gesso that did not write it down, or not to the end.
+    """
+    if not entry.sources or (entry.folder / manifest.UNFINISHED).exists():
+        return {}
+    try:
+        found = json.loads((entry.folder / REVISIONS).read_text(encoding="utf-8"))
+        return {str(repository): str(revision) for repository, revision in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):  # it is a remark: nothing depends on it
+        return {}
 
 
 def removable(entry: Entry) -> tuple[Path, int]:
@@ -161,7 +179,13 @@ def _revisions(entry: Entry, repositories: Sequence[str], said: Sequence[str]) -
 
 
 def _own_folder(entry: Entry) -> Path:
-    """The entry's folder. Raises FileError where a link leads it out of the home's weights."""
+    """The entry's folder.
+
+    Raises RequestError for an entry that was found by a path or another name, FileError where a link leads it out of
+    the home's weights.
+    """
+    if entry.name != entry.folder.name:
+        raise RequestError("name", entry.name, "a model's own name", f"say {entry.folder.name}, which lies there")
     weights = load_settings().home / "weights"
     folder = inside(weights, entry.name)
     if folder != entry.folder or folder.is_symlink():
@@ -207,8 +231,12 @@ def _write_manifest(folder: Path, wanted: Sequence[Wanted], digests: dict[Path, 
         task.path.relative_to(folder).as_posix(): {"bytes": task.file.size, "sha256": digests[task.path]}
         for task in sorted(wanted, key=lambda task: task.path)
     }
-    with written_aside(folder / manifest.NAME) as aside:
-        aside.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    _write_json(folder / manifest.NAME, listed)
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -225,7 +253,7 @@ def _alone(entry: Entry, wait: Callable[[], None] | None) -> Iterator[None]:
     """Hold the model's lock; without `wait` a busy one is an error. The system frees it if this process dies."""
     from filelock import FileLock, Timeout  # comes with torch and both clients
 
-    lock = FileLock(ready_folder(load_settings().home / "weights" / ".locks") / f"{entry.name}.lock")
+    lock = FileLock(ready_folder(load_settings().home / "weights" / ".locks") / f"{entry.folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

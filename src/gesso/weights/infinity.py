@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from gesso import stored
 from gesso.devices import META
 from gesso.errors import FileError, WeightsError
 from gesso.models import components
@@ -73,35 +74,51 @@ def _size(name: str, folder: Path) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def load_published_transformer(path: Path, *, patchify: bool = False) -> InfinityTransformer:
-    """A published transformer, a file or a folder of shards; its sizes are read off the tensors."""
+def load_published_transformer(path: Path, *, patchify: bool = False, weights: bool = True) -> InfinityTransformer:
+    """A published transformer, a file or a folder of shards; its sizes are read off the tensors.
+
+    Without `weights` it lies on the meta device, and no more is looked at than shapes.
+    """
+    if not weights:
+        return _published_transformer(path, patchify, weights=False)
     kind = f"a published transformer{', patchified' if patchify else ''}"
-    return components.shared(path, kind, torch.float32, lambda: _published_transformer(path, patchify))
+    return components.shared(path, kind, torch.float32, lambda: _published_transformer(path, patchify, weights=True))
 
 
-def _published_transformer(path: Path, patchify: bool) -> InfinityTransformer:
-    published = read_tensors(path, keys=("gpt_fsdp",))
+def _published_transformer(path: Path, patchify: bool, *, weights: bool) -> InfinityTransformer:
+    published = _read_published(path, ("gpt_fsdp",), weights=weights)
     try:
         state = transformer_state(published)
         config = infer_transformer_config(state, patchify=patchify)
     except _UNUSABLE as error:
         raise WeightsError(path, detail=f"not an Infinity transformer ({_reason(error)})") from error
-    return filled(InfinityTransformer, config, state, path)
+    return filled(InfinityTransformer, config, state, path) if weights else _made(InfinityTransformer, config, path)
 
 
-def load_published_tokenizer(path: Path) -> Autoencoder:
-    """A published tokenizer (`vae` or `ema` in a `.pth`); its sizes are read off the tensors."""
-    return components.shared(path, "a published tokenizer", torch.float32, lambda: _published_tokenizer(path))
+def load_published_tokenizer(path: Path, *, weights: bool = True) -> Autoencoder:
+    """A published tokenizer (`vae` or `ema` in a `.pth`); its sizes are read off the tensors. `weights` as above."""
+    if not weights:
+        return _published_tokenizer(path, weights=False)
+    kind = "a published tokenizer"
+    return components.shared(path, kind, torch.float32, lambda: _published_tokenizer(path, weights=True))
 
 
-def _published_tokenizer(path: Path) -> Autoencoder:
-    published = read_tensors(path, keys=("vae", "ema"))
+def _published_tokenizer(path: Path, *, weights: bool) -> Autoencoder:
+    published = _read_published(path, ("vae", "ema"), weights=weights)
     try:
         state = autoencoder_state(published)
         config = infer_autoencoder_config(state)
     except _UNUSABLE as error:
         raise WeightsError(path, detail=f"not an Infinity tokenizer ({_reason(error)})") from error
-    return filled(Autoencoder, config, state, path)
+    return filled(Autoencoder, config, state, path) if weights else _made(Autoencoder, config, path)
+
+
+def _read_published(path: Path, keys: tuple[str, ...], *, weights: bool) -> dict[str, Tensor]:
+    """Its tensors or, without `weights`, what has their shapes: stand-ins, and of pickles maps that nobody reads."""
+    if weights:
+        return read_tensors(path, keys=keys)
+    with stored.deferred():
+        return read_tensors(path, keys=keys, later=True)
 
 
 def parse(kind: type[Config], values: object, source: Path) -> Config:
@@ -134,10 +151,15 @@ def _load_own(folder: Path, part: str, make: Callable[[Config], Network], config
 
 def filled(make: Callable[[Config], Network], config: Config, state: Mapping[str, Tensor], source: Path) -> Network:
     """The network in float32 and evaluation mode, filled without making its memory twice."""
-    try:
-        with torch.device(META):
-            network = make(config)
-    except _UNUSABLE as error:
-        raise WeightsError(source, detail=f"its sizes make no network ({_reason(error)})") from error
+    network = _made(make, config, source)
     fill(network, {name: value.float() for name, value in state.items()}, source)
     return network.eval().requires_grad_(False)
+
+
+def _made(make: Callable[[Config], Network], config: Config, source: Path) -> Network:
+    """The network on the meta device."""
+    try:
+        with torch.device(META):
+            return make(config).eval().requires_grad_(False)
+    except _UNUSABLE as error:
+        raise WeightsError(source, detail=f"its sizes make no network ({_reason(error)})") from error

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gesso.engine.loading import load_pipeline
-from gesso.errors import GessoError
-from gesso.weights import manifest
+from gesso.errors import GessoError, MissingError, WeightsError
+from gesso.weights import catalogue, manifest
 from tests.pulled_files import alter, list_files
 from tests.tiny_z_image import write_published
 
@@ -86,3 +86,49 @@ def test_a_list_that_is_damaged(model: Path) -> None:
     (model / manifest.NAME).write_text("[")
     with pytest.raises(GessoError, match=r"manifest\.json is missing or damaged"):
         load_pipeline(NAME, "cpu", "float32")
+
+
+WAYS = ["name", "absolute", "relative", "inside", "linked home", "link", "alias"]
+
+
+def written(way: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the user calls the pulled model."""
+    home = model.parents[1]
+    monkeypatch.chdir(model if way == "inside" else home)
+    (home / "link").symlink_to(model)
+    (home.parent / f"{home.name}-link").symlink_to(home)
+    ways = {
+        "name": model.name,
+        "absolute": str(model),
+        "relative": f"./weights/../weights/{model.name}",
+        "inside": ".",
+        "linked home": str(home.parent / f"{home.name}-link/weights" / model.name),
+        "link": "link",
+        "alias": "alias",
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pulled_model_is_checked_however_it_is_called(model: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model.parents[1] / "models.toml").write_text(f'[models.alias]\npath = "weights/{NAME}"\n')
+    called = written(way, model, monkeypatch)
+    assert catalogue.find(called).name == called
+    assert load_pipeline(called, "cpu", "float32")
+    (model / manifest.UNFINISHED).mkdir()
+    with pytest.raises(MissingError, match=rf"cut short in .*; get it with: gesso models pull {NAME}$"):
+        load_pipeline(called, "cpu", "float32")
+    (model / manifest.UNFINISHED).rmdir()
+    alter(shards(model)[0])
+    with pytest.raises(WeightsError, match=rf"was altered; mend it with: gesso models pull {NAME}$"):
+        load_pipeline(called, "cpu", "float32")
+
+
+@pytest.mark.parametrize("way", ["name", "absolute", "relative"])
+def test_so_is_one_that_the_user_has_listed(model: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = '[models.tuned]\nfamily = "z-image"\nlayout = "diffusers"\nsources = [{ repository = "me/tuned" }]\n'
+    (model.parents[1] / "models.toml").write_text(entry)
+    called = written(way, model.rename(model.with_name("tuned")), monkeypatch)
+    alter(shards(model.with_name("tuned"))[0])
+    with pytest.raises(WeightsError, match=r"was altered; mend it with: gesso models pull tuned$"):
+        load_pipeline(called, "cpu", "float32")

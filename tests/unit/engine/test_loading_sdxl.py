@@ -22,8 +22,9 @@ from gesso.errors import FileError, GessoError, MissingError, WeightsError
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.pipelines.sdxl_state import SdxlDefaults
 from gesso.request import GenerationRequest
-from gesso.weights import catalogue
+from gesso.weights import catalogue, manifest
 from tests.oracle import run_plainly
+from tests.pulled_files import alter, list_files
 from tests.tiny_sdxl import tiny_pipeline, write_single_file, write_tiny_sdxl
 
 REQUEST = GenerationRequest(prompt="a red star", negative="a ring", seed=3, steps=2, guidance=2.0)
@@ -120,6 +121,26 @@ def test_a_planner_plans_the_same_and_reads_no_weights(kind: str, whole: Path, f
     planner = load_planner(str(path), "cpu", "float32")
     assert planner is not None
     assert planner.plan(REQUEST) == expected
+
+
+@pytest.mark.parametrize("way", ["name", "folder", "absolute", "relative"])
+def test_one_that_was_pulled_is_checked_by_its_file_too(
+    way: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(file.parent, tmp_path / "home/weights/sdxl"))
+    own = (home / file.name).rename(home / "sd_xl_base_1.0.safetensors")
+    list_files(home)
+    monkeypatch.chdir(home.parent)
+    called = {"name": "sdxl", "folder": str(home), "absolute": str(own), "relative": f"sdxl/{own.name}"}[way]
+    assert catalogue.find(called).name == called
+    assert load_pipeline(called, "cpu", "float32")
+    (home / manifest.UNFINISHED).mkdir()
+    with pytest.raises(MissingError, match=r"gesso models pull sdxl$"):
+        load_pipeline(called, "cpu", "float32")
+    (home / manifest.UNFINISHED).rmdir()
+    alter(own)
+    with pytest.raises(WeightsError, match=r"1\.0\.safetensors was altered; mend it with: gesso models pull sdxl$"):
+        load_pipeline(called, "cpu", "float32")
 
 
 def test_the_autoencoder_stays_in_float32(whole: Path, whole_file: Path) -> None:

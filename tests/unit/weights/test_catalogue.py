@@ -106,6 +106,15 @@ def test_a_model_of_the_users_to_pull(home: Path) -> None:
         entry.require_files()
 
 
+def test_a_pulled_model_under_another_name(home: Path) -> None:
+    """It stays the one that was pulled, with what the entry says instead."""
+    (home / "weights/flux-dev").mkdir(parents=True)
+    add(home, '[models.mine]\npath = "weights/flux-dev"\nlicence = "mine"\ndefaults = { steps = 9 }\n')
+    entry, plain = catalogue.find("mine"), catalogue.find("flux-dev")
+    assert (entry.sources, entry.fetch, entry.gated) == (plain.sources, "gesso models pull flux-dev", plain.gated)
+    assert (entry.name, entry.licence, entry.defaults["steps"]) == ("mine", "mine", 9)
+
+
 BAD = [
     ('layout = "diffusers"', "models.bad says neither path and sources"),
     ('path = "x"\ncolour = 3', "models.bad.colour is no field"),
@@ -118,6 +127,8 @@ BAD = [
     ('family = "flux"\nlayout = "infinity"\nsources = [{ repository = "a/b" }]', "one that flux is read from"),
     ('family = "flux"\nlayout = "diffusers"\nsources = [{ repository = "ab" }]', "models.bad.sources.0.repository"),
     ('family = "infinity"\nlayout = "infinity"\nsources = [{ repository = "a/b" }]', "models.bad.files"),
+    ('path = "x"\nlayout = "infinity"', "models.bad.files [] is not a list of the transformer, the tokenizer and"),
+    ('path = "x"\nfamily = "flux"\nlayout = "infinity"', "one that flux is read from"),
     ('layout = "diffusers"\nsources = [{ repository = "a/b" }]', "models.bad.family"),
     ('family = "flux"\nsources = [{ repository = "a/b" }]', "models.bad.layout"),
 ]

@@ -211,6 +211,7 @@ def test_text_features_drop_padding(text_encoder: Path) -> None:
     encoder = FlanT5(text_encoder, dtype=torch.float32)
     assert encoder.width == TEXT_WIDTH
     assert encoder.count("a red star") == 4
+    assert encoder.features([]) == []  # of the negatives, where there are none
     assert encoder.count("red " * 1000) == 1001
     together = encoder.features(["a red star", "a red star on a white background", "blue"])
     assert [tuple(features.shape) for features in together] == [(4, 16), (8, 16), (2, 16)]

@@ -38,8 +38,6 @@ _LOADERS: dict[tuple[str, str], tuple[str, str]] = {
     ("sdxl", "diffusers"): ("sdxl", "load_published"),
     ("sdxl", "file"): ("sdxl", "load_file"),
 }
-# Whose sizes are in the weights: there is no planning without reading them.
-_SIZED_BY_WEIGHTS = {("infinity", "infinity")}
 
 
 def load_pipeline(
@@ -73,16 +71,13 @@ def load_pipeline(
     return pipeline
 
 
-def load_planner(name_or_path: str, device: str | None = None, dtype: str | None = None) -> Pipeline | None:
+def load_planner(name_or_path: str, device: str | None = None, dtype: str | None = None) -> Pipeline:
     """A pipeline that can plan and nothing else: networks have their shapes and no weights, which are not read.
 
-    `device` is the one that is planned for, which decides the dtype if that is None. None where the sizes are in the
-    weights. Raises as `load_pipeline` does.
+    `device` is the one that is planned for, which decides the dtype if that is None. Raises as `load_pipeline` does.
     """
     entry = _complete_entry(name_or_path)
     chosen = _dtype(entry, check_device(device or default_device()), dtype)
-    if (entry.family, entry.layout) in _SIZED_BY_WEIGHTS:
-        return None
     return _load(entry, Build(device=META, dtype=chosen))
 
 
@@ -94,10 +89,9 @@ def measure(name_or_path: str, device: str, dtype: str | None = None, memory: st
     """
     entry = _complete_entry(name_or_path)
     mode = FULL if memory == AUTO else parse_mode(memory)
-    planner = None if mode == FULL else load_planner(name_or_path, device, dtype)
-    if planner is not None and (count := most_held(planner, mode)):
-        return count
     count = sum(entry.count_parameters().values())
+    if (mode != FULL or not count) and (held := most_held(load_planner(name_or_path, device, dtype), mode)):
+        return held
     return count * _dtype(entry, check_device(device), dtype).itemsize or None
 
 
@@ -118,8 +112,6 @@ def memory_mode(
     if is_small(sum(path.stat().st_size for path in files_of(entry.folder, entry.files))):
         return plain
     planner = load_planner(name_or_path, device, dtype)
-    if planner is None:
-        return plain
     default = asking() or GenerationRequest(prompt="a picture", model=name_or_path)
     plans = [planned(planner, request) for request in requests or [default]]
     return choose(memory, planner, max(plans, key=lambda plan: plan.peak_bytes), device)

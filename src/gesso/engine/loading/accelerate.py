@@ -7,11 +7,13 @@ autoencoders and the networks of other engines keep theirs. Not here: what this 
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from gesso.engine import attention
@@ -111,9 +113,12 @@ def _compile_blocks(network: Any) -> None:
         blocks = [block for block in network.modules() if isinstance(block, getattr(network, "repeated_blocks", ()))]
     if not blocks:
         raise RequestError("compile", True, f"usable with {type(network).__name__}", "it names no blocks to compile")
+    # Older releases know only a limit of the whole process, which is not ours to set: there PyTorch's own counts.
+    takes_limit = "recompile_limit" in inspect.signature(torch.compile).parameters
+    limit = {"recompile_limit": _MOST_GRAPHS} if takes_limit else {}
     for block in blocks:
         if block._compiled_call_impl is None:
-            block.compile(recompile_limit=_MOST_GRAPHS)
+            block.compile(**limit)
 
 
 def _not_choosable(network: nn.Module, backend: Backend) -> RequestError:

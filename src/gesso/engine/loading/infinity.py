@@ -84,12 +84,14 @@ def load_own(entry: Entry, build: Build) -> Pipeline:
 
 
 def load_published(entry: Entry, build: Build) -> Pipeline:
-    """Infinity as its authors publish it."""
+    """Infinity as its authors publish it; without weights it can plan and nothing else."""
     transformer_path, tokenizer_path, text_path = (entry.folder / name for name in entry.files)
-    autoencoder = load_published_tokenizer(tokenizer_path)
-    transformer = load_published_transformer(transformer_path, patchify=autoencoder.config.stride == 8)
+    weights = build.weights
+    autoencoder = load_published_tokenizer(tokenizer_path, weights=weights)
+    patchify = autoencoder.config.stride == 8
+    transformer = load_published_transformer(transformer_path, patchify=patchify, weights=weights)
     files = [path for part in (transformer_path, tokenizer_path) for path in _files_of(part)]
-    text, schedules = FlanT5(text_path, dtype=build.dtype), pixel_sizes()
+    text, schedules = FlanT5(text_path, dtype=build.dtype, weights=weights), pixel_sizes()
     _check_fit(entry, transformer.config, autoencoder.config, text.width, schedules)
     _place(build, transformer, autoencoder, text.network)
     return InfinityPipeline(
@@ -99,7 +101,7 @@ def load_published(entry: Entry, build: Build) -> Pipeline:
         schedules=schedules,
         defaults=_defaults(entry),
         name=entry.name,
-        digest=digest(files),
+        digest=digest(files) if weights else "",
         device=build.device,
         dtype=build.dtype,
     )

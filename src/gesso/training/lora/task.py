@@ -52,12 +52,9 @@ class LoraTask:
         self.settings, self.batch, self.seed = settings, batch, seed
         examples = find_examples(settings)
         device = settings.device or default_device()
-        planner = load_planner(settings.model, device, settings.dtype)
-        if planner is not None:  # what does not fit is told before weights are read
-            _check(planner, settings, examples)
+        # What does not fit is told before weights are read.
+        _check(load_planner(settings.model, device, settings.dtype), settings, examples)
         self.pipeline: Any = load_pipeline(settings.model, device, settings.dtype, memory=str(FULL), shared=False)
-        if planner is None:
-            _check(self.pipeline, settings, examples)
         self.plans = _plans(self.pipeline, settings, examples)
         self.size = _size(self.plans[0])
         taken = len(examples) - settings.held_out

@@ -8,6 +8,7 @@ folder or file with a model in it. Not here: the schema (`tables`), what a path 
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,13 +84,29 @@ def _expanded(path: str) -> Path:
 
 
 def _local(path: Path, name: str) -> Entry:
-    """A model by its path; one that ships or was pulled is the catalogue's by its path too."""
-    row = tables.published().get(path.name)
-    if row is not None and tables.ships(row) and path.parent == ZOO:
-        return replace(_shipped(path.name, row), name=name)
-    if row is not None and row.sources and path.is_dir() and path.parent == load_settings().home / "weights":
-        return replace(_pulled(path.name, row), name=name)
+    """A model by its path, however that is written; one that ships or was pulled is the catalogue's by its path too."""
+    here = _real(path)
+    row = tables.published().get(here.name)
+    if row is not None and tables.ships(row) and here == _real(ZOO / here.name):
+        return replace(_shipped(here.name, row), name=name)
+    for each, row in (tables.published() | tables.users_models().models).items():
+        if row.sources and _lies_in(here, entry := _pulled(each, row)):
+            return replace(entry, name=name)
     return local.describe(path, name)
+
+
+def _lies_in(here: Path, entry: Entry) -> bool:
+    """Whether a place is a pulled model's folder, or its one file with all parts in it."""
+    own = [entry.folder, *(entry.folder / name for name in entry.files[:1] if entry.layout == "file")]
+    return here in map(_real, own) and entry.folder.is_dir()
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads from here and by links, whether or not anything is there."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a name that no file has
+        return path
 
 
 def _shipped(name: str, row: ModelTable) -> Entry:
@@ -105,7 +122,7 @@ def _pulled(name: str, row: ModelTable) -> Entry:
         name=name,
         family=row.family,
         description=row.description,
-        licence=row.licence,
+        licence=row.licence or "see its repository",
         source=", ".join(source.repository for source in row.sources),
         folder=load_settings().home / "weights" / name,
         layout=row.layout,
@@ -116,16 +133,18 @@ def _pulled(name: str, row: ModelTable) -> Entry:
         parameters=row.parameters,
         sources=row.pulled(),
         needs=tuple(row.needs),
-        defaults=row.defaults,
+        defaults=tables.families()[row.family].defaults | row.defaults,
     )
 
 
 def _users(name: str, row: ModelTable) -> Entry:
     """A model of the user's own: to be pulled, or a folder or file that is here, with what the entry says instead."""
     if row.sources:
-        return _pulled(name, row.model_copy(update={"licence": row.licence or "see its repository"}))
-    home = user_file().parent
-    found = local.describe(home / _expanded(row.path), name)
+        return _pulled(name, row)
+    path = user_file().parent / _expanded(row.path)
+    if row.layout == "infinity":
+        return _users_infinity(name, row, path)
+    found = _local(path, name)
     for field, said, is_one in (("family", row.family, found.family), ("layout", row.layout, found.layout)):
         if said and said != is_one:
             raise FileError(user_file(), f'models.{name}.{field} "{said}" is not what lies there: {is_one}')
@@ -133,8 +152,28 @@ def _users(name: str, row: ModelTable) -> Entry:
         found,
         description=row.description or found.description,
         licence=row.licence or found.licence,
-        gated=row.gated,
+        gated=row.gated or found.gated,
         files=tuple(row.files) or found.files,
         parameters=row.parameters or found.parameters,
         defaults=found.defaults | row.defaults,
+    )
+
+
+def _users_infinity(name: str, row: ModelTable, folder: Path) -> Entry:
+    """An Infinity of the user's own, laid out as its authors'; files that lie elsewhere are named by whole paths."""
+    if not folder.is_dir():
+        raise FileError(folder, "no such folder", f"models.{name}.path in {user_file()} is where its files lie")
+    return Entry(
+        name=name,
+        family="infinity",
+        description=row.description or "Infinity in its authors' layout",
+        licence=row.licence or "see where it is from",
+        source="local folder",
+        folder=folder,
+        layout="infinity",
+        files=tuple(str(_expanded(file)) for file in row.files),
+        gated=row.gated,
+        parameters=row.parameters,
+        needs=tuple(row.needs),
+        defaults=tables.families()["infinity"].defaults | row.defaults,
     )

@@ -62,8 +62,13 @@ class Entry:
     defaults: dict[str, object] = field(default_factory=dict)
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters of each part: as they are known, or else counted in the headers of what lies in the folder."""
-        return self.parameters or headers.count_parameters(self.part_paths())
+        """Parameters of each part: as they are known, or else counted in the headers of what lies in the folder.
+
+        Of Infinity's layout they are not counted: pickles have no header, and of the text encoder only half is used.
+        """
+        if self.parameters or self.layout == "infinity":
+            return self.parameters
+        return headers.count_parameters(self.part_paths())
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights of each part in bfloat16, as far as its parameters are known."""

@@ -1,7 +1,7 @@
 """What lies in a file or folder, told by the names of its tensors and configurations: a model, a part, an adapter.
 
-Nothing is read but headers and JSON. Not here: what becomes of a model that is known (`local`), bytes that are no
-safetensors (`weights/headers`).
+Nothing is read but headers, JSON, and a pickle's first bytes for names; nothing is executed. Not here: what becomes of
+a model that is known (`local`), bytes that are no safetensors (`weights/headers`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ _WHOLE = "name a model of the catalogue, a folder with a whole model, or a check
 _ADAPTER = "an adapter is added to a model, and is none itself"
 _DIFFUSERS = "get the model as a folder in diffusers' layout"
 _PART = f"it is a part of a model; {_WHOLE}"
+INFINITY = 'name it in models.toml: path, layout = "infinity", files = [transformer, tokenizer, text encoder]'
+"""The way out for an Infinity in its authors' layout, whose files do not say by themselves that they are one model."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class _Rule:
     def holds(self, names: str) -> bool:
         return all(part in names for part in self.each) and not any(part in names for part in self.none)
 
+
+# What names of an Infinity's transformer and tokenizer begin with, and those of no other.
+_INFINITY = ("text_proj_for_sos.", "encoder.down.0.block.0.conv1.conv.")
+_LOOKED_INTO = 16  # files of a folder
+_NAMES = 1 << 20  # bytes that a file of weights has its names in, whatever it is, or the first of them
 
 # The first that holds. A name is looked for as "\nNAME\n", so that "\nx" means "begins with x".
 _UNET = "\nmodel.diffusion_model.input_blocks."
@@ -74,7 +82,11 @@ _RULES = (
     ),
     _Rule(Recognised("a Z-Image transformer alone", hint=_DIFFUSERS), ("cap_embedder.", "noise_refiner.")),
     _Rule(Recognised("a transformer alone", hint=_DIFFUSERS), ("\ntransformer_blocks.0.",)),
-    _Rule(Recognised("an Infinity transformer alone", hint=_PART), ("\nblock_chunks.0.",)),
+    *(
+        _Rule(Recognised("an Infinity transformer alone", hint=INFINITY), (part,))
+        for part in ("\nblock_chunks.0.", f"\n{_INFINITY[0]}")
+    ),
+    _Rule(Recognised("an Infinity tokenizer alone", hint=INFINITY), (f"\n{_INFINITY[1]}",)),
     _Rule(Recognised("an autoencoder alone", hint=_PART), ("\nfirst_stage_model.",), (_UNET,)),
     _Rule(Recognised("an autoencoder alone", hint=_PART), ("\nencoder.down", "\ndecoder.")),
     _Rule(Recognised("an autoencoder alone", hint=_PART), ("\ndecoder.up",)),
@@ -106,6 +118,16 @@ def part_of_a_model(folder: Path, config: Mapping[str, object]) -> FileError | N
     return None
 
 
+def is_of_infinity(path: Path) -> bool:
+    """Whether a file, which may be a pickle, has the names of a part of an Infinity; its bytes are only searched."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(_NAMES)
+    except OSError:  # which whoever opens it puts into words
+        return False
+    return any(name.encode() in first for name in _INFINITY)
+
+
 def no_model(folder: Path) -> FileError:
     """What a folder holds that has neither index nor configuration, nor one checkpoint."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -113,7 +135,10 @@ def no_model(folder: Path) -> FileError:
         return FileError(folder, "is empty: it holds no model (no model_index.json and no config.json)", _WHOLE)
     if "adapter_config.json" in names or "pytorch_lora_weights.safetensors" in names:
         return FileError(folder, "holds a LoRA", _ADAPTER)
-    pickles = [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
+    weights = [name for name in names if name.endswith((".safetensors", *PICKLES))]
+    if (part := next((name for name in weights[:_LOOKED_INTO] if is_of_infinity(folder / name)), None)) is not None:
+        return FileError(folder, f"holds parts of an Infinity ({part})", INFINITY)
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         return FileError(folder, f"holds pickles ({pickles[0]}), which may hold code", "get the model as .safetensors")
     return FileError(folder, "holds no model (no model_index.json and no config.json)", _WHOLE)

@@ -36,7 +36,9 @@ def describe(path: Path, name: str) -> Entry:
 
 def _one_file(path: Path, name: str) -> Entry:
     """A single file with all parts of a model in it."""
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin") and headers.foreign_file(path) is None:
+    if path.suffix in foreign.PICKLES and foreign.is_of_infinity(path):
+        raise FileError(path, "holds a part of an Infinity", foreign.INFINITY)
+    if path.suffix in foreign.PICKLES and headers.foreign_file(path) is None:
         raise FileError(path, "is no .safetensors file", "get the model as .safetensors")
     found = foreign.recognise(headers.read_header(path))
     family = tables.families().get(found.family)

@@ -40,8 +40,8 @@ class Family(_Table):
     `own_files` are those of an export beside its configuration and manifest, `identity_files` those that it has besides
     where its configuration has an identity, so that it paints people. `classes` are what `model_index.json` calls its
     pipelines and `parts` what a folder in diffusers' layout must hold. `one_file` says whether it is read from a single
-    file with all parts in it. `video` families make videos, not pictures. Of those that do not paint, `instead` says
-    what they are for.
+    file with all parts in it. `defaults` are fields of a request where neither a published model nor its entry has its
+    own. `video` families make videos, not pictures. Of those that do not paint, `instead` says what they are for.
     """
 
     own_files: list[str] = []
@@ -49,6 +49,7 @@ class Family(_Table):
     classes: list[str] = []
     parts: list[str] = []
     one_file: bool = False
+    defaults: dict[str, object] = {}
     video: bool = False
     paints: bool = True
     instead: str = ""
@@ -186,6 +187,8 @@ def _users_model(path: Path, name: str, values: object) -> ModelTable:
         raise refuse(".family", row.family, f"one of: {', '.join(families())}")
     if row.sources:
         _check_pulled(row, refuse)
+    elif row.layout == "infinity":  # that of a path is looked up, but for files whose names and places say nothing
+        _check_infinity(row, refuse)
     for each in row.defaults:
         if each not in GenerationRequest.model_fields or each in _DETAILS:
             raise refuse(".defaults", each, "a field of a request that a model has a default for")
@@ -209,12 +212,18 @@ def _check_pulled(row: ModelTable, refuse: Refuse) -> None:
         raise refuse(".layout", row.layout, f"one that {row.family} is read from")
     if row.layout == "file" and not family.one_file:
         raise refuse(".layout", row.layout, f"one that {row.family} is read from")
-    if (row.layout == "infinity") != (row.family == "infinity"):
+    if row.family == "infinity" or row.layout == "infinity":
+        _check_infinity(row, refuse)
+    if row.layout == "file" and len(row.files) != 1:
+        raise refuse(".files", row.files, "a list of the one file")
+
+
+def _check_infinity(row: ModelTable, refuse: Refuse) -> None:
+    """Whether all three files are named of a model as Infinity's authors lay theirs out."""
+    if row.layout != "infinity" or row.family not in ("infinity", ""):
         raise refuse(".layout", row.layout, f"one that {row.family} is read from")
-    count = {"infinity": 3, "file": 1}.get(row.layout)
-    if count is not None and len(row.files) != count:
-        wanted = "the transformer, the tokenizer and the text encoder" if count == 3 else "the one file"
-        raise refuse(".files", row.files, f"a list of {wanted}")
+    if len(row.files) != 3:
+        raise refuse(".files", row.files, "a list of the transformer, the tokenizer and the text encoder")
 
 
 # Reading, for both kinds of files.
