@@ -128,10 +128,11 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The job failed. The last event of its job."""
+    """The job failed; `results` are the pictures that were finished before. The last event of its job."""
 
     job: str
     error: GessoError
+    results: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

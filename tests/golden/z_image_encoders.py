@@ -27,7 +27,7 @@ def check_autoencoder(golden: Golden, comparison: Comparison) -> None:
             measured["encoder_moments"] = autoencoder.encode(golden.tensor("image")).latent_dist.parameters
         if "post.latents" in golden.tensors:
             config = autoencoder.config
-            unscaled = golden.tensor("post.latents") / config["scaling_factor"] + config["shift_factor"]
+            unscaled = golden.tensor("post.latents") / config["scaling_factor"] + (config["shift_factor"] or 0.0)
             measured["post.decoded"] = autoencoder.decode(unscaled, return_dict=False)[0]
     for name, value in measured.items():
         if name in golden.tensors:

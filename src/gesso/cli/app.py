@@ -14,6 +14,7 @@ from importlib import import_module
 import typer
 
 from gesso import __version__
+from gesso.cli import streams
 from gesso.errors import GessoError
 
 # Command -> where it lives, and its line in `gesso --help` (a test holds it to the first line of its own docstring).
@@ -40,6 +41,7 @@ _COMPLETION = "_GESSO_COMPLETE"
 def main() -> None:
     """Runs the command line and ends the process with its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended leaves nothing half-written either
+    streams.prepare()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -29,7 +29,7 @@ from gesso.cli.painting import paint, tell_warnings
 from gesso.cli.view import View
 from gesso.errors import CancelledError, RequestError
 from gesso.events import Result
-from gesso.files import free_name, ready_folder
+from gesso.files import ready_folder, written_under_free_name
 from gesso.metadata import save_picture
 from gesso.request import GenerationRequest, parse_request
 from gesso.settings import Settings
@@ -119,8 +119,7 @@ def _requests(
 
     check_machine(settings)
     for request in requests:
-        if planner := load_planner(request.model, settings.device, settings.dtype):
-            planned(planner, request, attention=settings.attention)
+        planned(load_planner(request.model, settings.device, settings.dtype), request, attention=settings.attention)
     return requests
 
 
@@ -174,7 +173,8 @@ def _save_sheet(folder: Path, prompt: str, painted: list[Painted]) -> Path:
     seeds = [result.seed for result in painted[0].results]
     note = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     sheet = contact_sheet(groups, title=prompt, note=note, columns=max(1, 4 // len(seeds)), side=side)
-    return save_picture(sheet, free_name(folder / f"compare-{slug(prompt)}.png"), None)
+    path = folder / f"compare-{slug(prompt)}.png"
+    return written_under_free_name(path, lambda aside: save_picture(sheet, aside, None))
 
 
 def _as_object(sheet: Path, painted: list[Painted]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from gesso.cli.entries import default_size, find_entry
 from gesso.cli.machine import Attention, Compile, Device, Dtype, check_machine, machine_settings, new_engine
 from gesso.cli.options import check_fields, request_fields, request_options
 from gesso.cli.view import View
-from gesso.errors import CancelledError
+from gesso.errors import CancelledError, FileError
 from gesso.files import ready_folder, written_aside
 from gesso.settings import Settings
 
@@ -59,12 +59,10 @@ def shapes(
     check_prompts(prompts)
     entry.require_files()
     check_machine(settings)
-    if output is not None:
-        ready_folder(output.parent)
+    _check_file(output)
     with View(silent=as_json) as view:
         score = _score(fields, prompts, seed if isinstance(seed, int) else 0, settings, view)
-    if not _handed_over(score.as_dict(), output, as_json):
-        _print_table(score)
+    _hand_over(score.as_dict(), lambda: _print_table(score), output, as_json)
 
 
 @evaluate.command("faces")
@@ -100,13 +98,11 @@ def faces(
     likeness.check_trials(trials)
     entry.require_files()
     check_machine(settings)
-    if output is not None:
-        ready_folder(output.parent)
+    _check_file(output)
     judge = likeness.recogniser_of(recogniser or entry.folder)
     with View(silent=as_json) as view:
         score = _likeness(judge, fields, identity, trials, seed if isinstance(seed, int) else 0, settings, view)
-    if not _handed_over(score.as_dict(), output, as_json):
-        _print_likeness(score)
+    _hand_over(score.as_dict(), lambda: _print_likeness(score), output, as_json)
 
 
 def _likeness(
@@ -161,14 +157,24 @@ def _judging(settings: Settings, pictures: int, view: View) -> "Iterator[tuple[E
         view.end_bar()
 
 
-def _handed_over(whole: dict[str, object], output: Path | None, as_json: bool) -> bool:
-    """Write a score to the file that was named; whether it was also printed as JSON, so that no table is wanted."""
+def _check_file(output: Path | None) -> None:
+    """Refuse, before any work, a place where no file can be written. Raises FileError."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise FileError(output, "is a folder, not a file", f"name one in it, such as {output / 'score.json'}")
+    ready_folder(output.parent)
+
+
+def _hand_over(whole: dict[str, object], print_table: Callable[[], None], output: Path | None, as_json: bool) -> None:
+    """Print a score, as JSON or as its table, and only then write the file: a full disk takes nothing away."""
+    if as_json:
+        typer.echo(json.dumps({name: value for name, value in whole.items() if name != "answers"}, ensure_ascii=False))
+    else:
+        print_table()
     if output is not None:
         with written_aside(output) as aside:
             aside.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps({name: value for name, value in whole.items() if name != "answers"}, ensure_ascii=False))
-    return as_json
 
 
 def _print_table(score: "ShapesScore") -> None:

@@ -31,13 +31,14 @@ from gesso.cli.machine import (
 )
 from gesso.cli.names import DEFAULT_TEMPLATE, check_template, picture_name
 from gesso.cli.options import check_fields, drawn_seed, request_fields, request_options
-from gesso.cli.painting import tell_warnings, uninterrupted
+from gesso.cli.painting import paint_placed, tell_warnings, uninterrupted
+from gesso.cli.paths import absolute_paths
 from gesso.cli.prompts import read_prompts
 from gesso.cli.resume import find_done, given_options
 from gesso.cli.view import View
-from gesso.errors import CancelledError, RejectedError, RequestError
+from gesso.errors import CancelledError, GessoError, RejectedError, RequestError
 from gesso.events import Result
-from gesso.files import free_name, ready_folder
+from gesso.files import ready_folder, written_under_free_name
 from gesso.request import GenerationRequest, parse_request
 from gesso.settings import Settings
 from gesso.videos import require_library
@@ -68,17 +69,18 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where pictures go and how they are written."""
+    """Where pictures go and how they are written; the `model` is as it was named, for their names."""
 
     folder: Path
     template: str
     format: Format
     quality: int | None
+    model: str
     with_metadata: bool
     command: dict[str, object]
 
     def save(self, task: Task, result: Result) -> Path:
-        """Writes one picture under a free name."""
+        """Writes one picture under a name that is free, whoever else writes to the folder."""
         request = task.request
         name = picture_name(
             self.template,
@@ -86,12 +88,14 @@ class Destination:
             image=task.image,
             seed=result.seed,
             prompt=request.prompt,
-            model=request.model,
+            model=self.model,
         )
-        path = free_name(self.folder / f"{name}{_ENDINGS[self.format.value]}")
         command = self.command if result.seed == request.seed else {**self.command, "seed": request.seed}
         recorded = replace(result, metadata={**result.metadata, "command": command})
-        return recorded.save(path, with_metadata=self.with_metadata, quality=self.quality)
+        path = self.folder / f"{name}{_ENDINGS[self.format.value]}"
+        return written_under_free_name(
+            path, lambda aside: recorded.save(aside, with_metadata=self.with_metadata, quality=self.quality)
+        )
 
     def counted(self, number: int) -> str:
         """So many of what is made, in words."""
@@ -171,6 +175,7 @@ def generate(
             template=name,
             format=chosen,
             quality=file_quality,
+            model=entry.name,
             with_metadata=metadata,
             command=command,
         )
@@ -189,7 +194,7 @@ def _checked_fields(options: dict[str, object]) -> "tuple[dict[str, object], Ent
     fields = request_fields(options, default_size(entry))
     check_fields(fields)
     entry.require_files()
-    return fields, entry
+    return absolute_paths(fields), entry
 
 
 def _chosen_format(asked: Format | None, entry: "Entry", quality: int | None) -> Format:
@@ -251,10 +256,10 @@ def _paint_all(
 
     check_machine(settings)
     firsts = [task.request for task in tasks if task.image == 0] or [tasks[0].request]
-    if planner := load_planner(tasks[0].request.model, settings.device, settings.dtype):
-        fetch_missing(firsts[0], ModelAdapters(planner).family, view)
-        for request in firsts:  # the last prompt's mistake is found before the first prompt's pictures are made
-            planned(planner, request, attention=settings.attention)
+    planner = load_planner(tasks[0].request.model, settings.device, settings.dtype)
+    fetch_missing(firsts[0], ModelAdapters(planner).family, view)
+    for request in firsts:  # the last prompt's mistake is found before the first prompt's pictures are made
+        planned(planner, request, attention=settings.attention)
     settings = with_memory_mode(settings, firsts, view)
 
     files: list[Path] = []
@@ -264,8 +269,13 @@ def _paint_all(
         with new_engine(settings) as engine:
             unit = destination.counted(0).removeprefix("0 ")
             view.begin_bar("painting", len(tasks), unit)
-            painted = paint_alike(engine, (task.request for task in tasks), view, *alike)
-            for task, result in zip(tasks, painted, strict=True):
+            wanted = [task.request for task in tasks]
+            if alike[0] is None:
+                painted = paint_placed(engine, wanted, view)
+            else:
+                painted = enumerate(paint_alike(engine, wanted, view, *alike))
+            for place, result in painted:
+                task = tasks[place]
                 if isinstance(result, RejectedError):
                     rejected += result.seeds[:1]
                     _tell_rejected(task, result, view, as_json=as_json)
@@ -277,11 +287,19 @@ def _paint_all(
                 if _safety(result) == "blurred":
                     view.warn(f"{files[-1]}: blurred, because the safety checker flagged it")
     except (CancelledError, KeyboardInterrupt):
-        kept = f"kept {len(files)} of {destination.counted(len(tasks))}"
-        raise CancelledError(f"interrupted; {kept}; the same command with --resume makes the rest") from None
+        raise CancelledError(f"interrupted; {_kept(files, tasks, destination)}") from None
+    except GessoError:
+        if files:
+            view.line(_kept(files, tasks, destination))
+        raise
     finally:
         view.end_bar()
     return files, rejected
+
+
+def _kept(files: Sequence[Path], tasks: Sequence[Task], destination: Destination) -> str:
+    """What there is of pictures that were not all made, and how to get the others."""
+    return f"kept {len(files)} of {destination.counted(len(tasks))}; the same command with --resume makes the rest"
 
 
 def _safety(result: Result) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gesso.cli.painting import paint_most
 from gesso.cli.view import View
-from gesso.errors import CancelledError, RejectedError, RequestError
+from gesso.errors import GessoError, RejectedError, RequestError
 from gesso.events import Result
 from gesso.request import LARGEST_SEED, GenerationRequest
 from gesso.request_parts import Identity
@@ -41,7 +41,8 @@ def paint_alike(
 ) -> Iterator[Result | RejectedError]:
     """As `paint_most`; of each request the first try that is at least so alike, else the best of all tries.
 
-    A later try has another seed, which its record names. Without `least` every first try is taken.
+    A later try has another seed, which its record names. Without `least` every first try is taken. Where a later try
+    fails, the best picture so far is yielded, and then the error is raised.
     """
     own, theirs = tee(requests)
     for request, first in zip(own, paint_most(engine, theirs, view), strict=False):
@@ -54,8 +55,9 @@ def paint_alike(
             try:
                 for other in paint_most(engine, [request.model_copy(update={"seed": seed})], view):
                     best = max(best, other, key=_likeness)
-            except CancelledError:
-                yield best  # it is finished, as far as anybody wants to wait
+            except GessoError:  # Ctrl-C, too
+                if isinstance(best, Result):
+                    yield best
                 raise
         if least is not None and isinstance(best, Result) and _likeness(best) < least:
             view.warn(f"likeness {_words(best)} after {tries or DEFAULT_TRIES} tries, not {least:g}; the best was kept")

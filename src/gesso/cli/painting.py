@@ -1,7 +1,7 @@
 """Painting a list of single-picture requests with one engine, in order, so that each can be saved once it is done.
 
-Here: how many are handed in at once, progress, and what happens to the finished ones when somebody stops the rest.
-Not here: where pictures go.
+Here: how many are handed in at once, progress, and what happens to the finished ones when somebody stops the rest, or
+one of them fails. Not here: where pictures go.
 """
 
 import signal
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gesso.cli.view import View
-from gesso.errors import CancelledError, RejectedError
+from gesso.errors import CancelledError, GessoError, RejectedError
 from gesso.events import Cancelled, Done, Failed, Progress, Result
 from gesso.request import GenerationRequest
 
@@ -32,30 +32,47 @@ def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -
 def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result | RejectedError]:
     """Yields the picture of each request, in order, or that the safety checker rejects it. Each request asks for one.
 
-    Leaving the iteration early cancels the rest. Ctrl-C yields what is finished by then, and then raises.
+    As `paint_placed`, but one that comes after a gap is left out: who counts these must not take it for another.
+    """
+    expected = 0
+    for place, painted in paint_placed(engine, requests, view):
+        if place == expected:
+            expected += 1
+            yield painted
+
+
+def paint_placed(
+    engine: "Engine", requests: Iterable[GenerationRequest], view: View
+) -> Iterator[tuple[int, Result | RejectedError]]:
+    """Yields the place of each request, from 0, and its picture, or that the safety checker rejects it.
+
+    Leaving the iteration early cancels the rest. Ctrl-C, or a request that fails, stops the rest, yields what is
+    finished by then, which may leave places out, and then raises.
 
     Raises:
         CancelledError: Ctrl-C.
-        GessoError: whatever else made a request fail; those before it have been yielded.
+        GessoError: whatever else made a request fail.
     """
-    waiting = iter(requests)
-    jobs: deque[Job] = deque()
-    done = 0
+    waiting = enumerate(requests)
+    jobs: deque[tuple[int, Job]] = deque()
     try:
         while True:
-            while len(jobs) < _HANDED_IN and (request := next(waiting, None)) is not None:
-                jobs.append(engine.submit(request))
+            while len(jobs) < _HANDED_IN and (following := next(waiting, None)) is not None:
+                jobs.append((following[0], engine.submit(following[1])))
             if not jobs:
                 return
-            results: tuple[Result | RejectedError, ...] = _follow(jobs[0], done, view)
+            place, job = jobs[0]
+            results: tuple[Result | RejectedError, ...] = _follow(job, place, view)
             jobs.popleft()
-            done += len(results)
-            yield from results
+            yield from ((place, result) for result in results)
     except KeyboardInterrupt:
         yield from _stopped(jobs)
         raise CancelledError("interrupted") from None
+    except GessoError:
+        yield from _stopped(jobs)
+        raise
     finally:
-        for job in jobs:
+        for _, job in jobs:
             job.cancel()
 
 
@@ -102,14 +119,13 @@ def _follow(job: "Job", done: int, view: View) -> tuple[Result | RejectedError, 
     raise CancelledError
 
 
-def _stopped(jobs: Iterable["Job"]) -> Iterator[Result | RejectedError]:
+def _stopped(jobs: Iterable[tuple[int, "Job"]]) -> Iterator[tuple[int, Result | RejectedError]]:
     """Stops every job after its running step and yields the pictures that were finished by then."""
     stopped = list(jobs)
-    for job in stopped:
+    for _, job in stopped:
         job.cancel()
-    for job in stopped:
+    for place, job in stopped:
         last = job.wait()
-        if isinstance(last, Done | Cancelled):
-            yield from last.results
-        elif isinstance(last.error, RejectedError):
-            yield last.error
+        yield from ((place, result) for result in last.results)
+        if isinstance(last, Failed) and isinstance(last.error, RejectedError):
+            yield place, last.error

@@ -7,7 +7,7 @@ from pathlib import Path
 from gesso.errors import FileError, RequestError
 
 MOST_PROMPTS = 100_000
-LARGEST_FILE = 64 << 20  # bytes
+LARGEST_FILE = 64 << 20  # bytes; of standard input, characters
 
 
 def read_prompts(arguments: Iterable[str]) -> list[str]:
@@ -15,7 +15,7 @@ def read_prompts(arguments: Iterable[str]) -> list[str]:
 
     Raises:
         RequestError: no prompt, or more than a hundred thousand.
-        FileError: a file cannot be read or is no UTF-8 text.
+        FileError: a file or standard input cannot be read, is too long or is no UTF-8 text.
     """
     prompts: list[str] = []
     for argument in arguments:
@@ -33,14 +33,22 @@ def read_prompts(arguments: Iterable[str]) -> list[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    return (line.strip() for line in text.splitlines() if line.strip())
+    # Not by `splitlines`, which also cuts at U+2028, U+0085 and the like, wherever a prompt was pasted from.
+    return (line.strip() for line in text.split("\n") if line.strip())
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:  # whoever started the program closed it
+        raise FileError("standard input", "is closed", "type prompts in quotes, or name a file with @FILE")
     try:
-        return sys.stdin.read(LARGEST_FILE)
+        text = sys.stdin.read(LARGEST_FILE + 1)
     except UnicodeDecodeError as error:
         raise FileError("standard input", "is no UTF-8 text") from error
+    except OSError as error:
+        raise FileError("standard input", f"cannot be read ({(error.strerror or str(error)).lower()})") from error
+    if len(text) > LARGEST_FILE:
+        raise FileError("standard input", f"is longer than {LARGEST_FILE} characters", "hand in fewer prompts at once")
+    return text
 
 
 def _file(path: Path) -> str:

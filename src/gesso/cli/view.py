@@ -5,7 +5,7 @@ On a terminal a bar moves; without one there is only a line a stage; quiet and J
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 import typer
 
@@ -45,7 +45,7 @@ class View:
 
     def result(self, text: str) -> None:
         """One line for standard output; a bar on the same terminal makes way for it."""
-        if self._bar is None or not sys.stdout.isatty():
+        if self._bar is None or not _is_terminal(sys.stdout):
             typer.echo(text)
             return
         self._bar.stop()
@@ -56,7 +56,7 @@ class View:
         """A stage of so many units begins."""
         if self._silent:
             return
-        if not sys.stderr.isatty():
+        if not _is_terminal(sys.stderr):
             self.line(f"{text}: {total} {unit if total != 1 else unit.removesuffix('s')}")
             return
         from rich.console import Console
@@ -81,3 +81,8 @@ class View:
         if self._bar is not None:
             self._bar.stop()
             self._bar, self._task = None, None
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at it; a stream that was closed before the program began is None."""
+    return stream is not None and stream.isatty()

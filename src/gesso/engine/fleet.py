@@ -119,6 +119,8 @@ class Fleet:
 
     def drop_all_idle(self) -> bool:
         """Let go of every model that has nothing to do, because memory ran out; whether there was one."""
+        for model in self.models:
+            model.readings.clear()
         count = len(self.models)
         while self._drop_idle():
             pass
@@ -190,17 +192,22 @@ class Fleet:
         job.end(Failed(job=job.id, error=self._error(problem)))
 
     def fail(self, runs: Iterable[Run], problem: BaseException) -> None:
-        """End these requests, and only these, with what went wrong in a batch that they were in."""
+        """End these requests, and only these, with what went wrong in a batch that they were in.
+
+        Their finished pictures stay.
+        """
         failed = list(dict.fromkeys(runs))
         error = self._error(problem, max(failed, key=lambda run: needed(run.pipeline, run.plan), default=None))
         self._forget(failed)
         for run in failed:
-            run.job.end(Failed(job=run.job.id, error=error))
+            run.job.end(Failed(job=run.job.id, error=error, results=run.finished))
 
     def fail_everything(self, problem: BaseException) -> None:
-        """The loop itself broke: nothing that is under way can be trusted."""
+        """The loop itself broke: nothing that is under way can be trusted, only what was finished before."""
         error = self._error(problem)
-        for job in self.jobs():
+        for run in self.runs:
+            run.job.end(Failed(job=run.job.id, error=error, results=run.finished))
+        for job in self.arrived:
             job.end(Failed(job=job.id, error=error))
         self.arrived.clear()
         self._forget(self.runs)

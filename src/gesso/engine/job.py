@@ -91,7 +91,7 @@ class Job:
         Raises:
             TimeoutError: it did not end within ``timeout`` seconds; the job runs on.
             CancelledError: it was cancelled; the Cancelled event (``wait``) holds the pictures that were finished.
-            GessoError: whatever made it fail.
+            GessoError: whatever made it fail; the Failed event (``wait``) holds the pictures that were finished.
         """
         last = self.wait(timeout)
         if isinstance(last, Done):

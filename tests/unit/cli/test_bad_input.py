@@ -210,6 +210,14 @@ def test_eval_refuses_numbers_out_of_range(capsys: pytest.CaptureFixture[str], p
     assert "prompts" in outcome.error
 
 
+@pytest.mark.parametrize("score", ["shapes", "faces"])
+def test_eval_refuses_a_folder_before_work(capsys: pytest.CaptureFixture[str], own_folder: Path, score: str) -> None:
+    outcome = call(capsys, "eval", score, "-o", own_folder)
+    assert outcome.status == 2
+    assert outcome.error == f"{own_folder}: is a folder, not a file; name one in it, such as {own_folder}/score.json"
+    assert list(own_folder.iterdir()) == []
+
+
 def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:
     (own_folder / "gesso.toml").write_text("device = ")
     outcome = call(capsys, "config")

@@ -1,6 +1,8 @@
 """The command line with the model that comes along: pictures, records, rerun, resume, Ctrl-C."""
 
+import errno
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -42,6 +44,18 @@ def test_prompts_share_seeds_and_files_are_never_overwritten(
     for name in names:  # deterministic by default: the same pixels
         copy = own_folder / "out" / name.replace(".png", "-2.png")
         assert pixels_digest(read_pixels(own_folder / "out" / name)) == pixels_digest(read_pixels(copy))
+
+
+def test_two_processes_in_one_folder_keep_every_picture(own_folder: Path) -> None:
+    arguments = ("generate", "a red star", "--num-images", "20", "--seed", "7", "-o", "out", "--name", "star")
+    processes = [spawn(*arguments, folder=own_folder) for _ in range(2)]
+    ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [status for _, _, status in ended] == [0, 0], ended
+    told = [Path(line).name for out, _, _ in ended for line in out.splitlines()]
+    files = sorted(path.name for path in (own_folder / "out").iterdir())
+    assert len(files) == 40
+    assert sorted(told) == files
+    assert sorted(read_record(own_folder / "out" / name).seed for name in files) == sorted([*range(7, 27)] * 2)
 
 
 def test_a_picture_of_a_set_is_the_picture_alone(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:
@@ -149,6 +163,19 @@ def test_models_and_plan(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(call(capsys, "plan", "a red star", "--json").out)
     assert plan["flops"] > 0
     assert plan["request"]["width"] is not None
+
+
+def test_a_full_disk_does_not_take_the_score(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str, **_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    outcome = call(capsys, "eval", "shapes", "--prompts", "6", "--output", "score.json")
+    assert outcome.status == 1
+    assert outcome.out.splitlines()[-1].startswith("overall")
+    assert outcome.err.splitlines()[-1] == "error: score.json: no space left on device; nothing was left of it"
 
 
 def test_eval_scores_six_categories(capsys: pytest.CaptureFixture[str], own_folder: Path) -> None:

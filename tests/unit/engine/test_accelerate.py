@@ -145,6 +145,24 @@ def test_what_has_no_choice_is_refused() -> None:
     accelerate(SimpleNamespace(), Acceleration())
 
 
+def test_the_limit_of_graphs_is_given_where_pytorch_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    def newer(model: object = None, *, recompile_limit: int | None = None) -> object:
+        given.append({} if recompile_limit is None else {"recompile_limit": recompile_limit})
+        return model
+
+    def older(model: object = None) -> object:
+        given.append({})
+        return model
+
+    for compiler in (newer, older):
+        monkeypatch.setattr(torch, "compile", compiler)
+        accelerate(tiny_z_image.tiny_pipeline(), Acceleration(compile=True))
+    half = len(given) // 2
+    assert half and given == [{"recompile_limit": 32}] * half + [{}] * half
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of what PyTorch compiles with
 @pytest.mark.parametrize(("name", "attention"), [("flux-nano", "sdpa"), ("infinity-nano", "flex")])

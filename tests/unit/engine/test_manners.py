@@ -68,6 +68,30 @@ def test_a_picture_to_start_from_that_is_gone_fails_nobody_else() -> None:
     assert pipeline.encoded == [["one", "two"]]
 
 
+def test_one_that_fails_midway_hands_over_its_finished_pictures() -> None:
+    def on_step(states: Sequence[Vector]) -> None:
+        if states[0].name == ("many", 2, 1):
+            raise OSError("gone")
+
+    turns = Turns(NumericPipeline(on_step=on_step, steps=2), max_batch=1)
+    many, after = turns.submit(ask("many", num_images=4)), turns.submit(ask("after"))
+    turns.finish(many, after)
+    last = many.wait(0)
+    assert isinstance(last, Failed)
+    assert [(result.index, result.seed) for result in last.results] == [(0, 7), (1, 8)]
+    assert isinstance(after.wait(0), Done)
+
+
+def test_a_loop_that_breaks_hands_over_what_was_finished() -> None:
+    turns = Turns(NumericPipeline(steps=2), max_batch=1)
+    many = turns.submit(ask("many", num_images=4))
+    turns.turn(3)
+    turns.loop._fleet.fail_everything(RuntimeError("broken"))
+    last = many.wait(0)
+    assert isinstance(last, Failed)
+    assert [result.index for result in last.results] == [0]
+
+
 def test_cancelling_stops_decoding_at_the_next_picture_and_others_lose_nothing() -> None:
     leaving: list[Job] = []
 

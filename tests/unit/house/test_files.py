@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gesso.errors import FileError, RunError
-from gesso.files import free_name, ready_folder, written_aside
+from gesso.files import ready_folder, written_aside, written_under_free_name
 
 
 def test_written_whole(tmp_path: Path) -> None:
@@ -93,8 +93,66 @@ def test_ready_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 
 def test_free_names_count_up(tmp_path: Path) -> None:
     path = tmp_path / "a.b.png"
-    assert free_name(path) == path
-    path.touch()
-    assert free_name(path).name == "a.b-2.png"
-    (tmp_path / "a.b-2.png").symlink_to("nowhere")  # a dangling link is a name in use
-    assert free_name(path).name == "a.b-3.png"
+
+    def written(text: str) -> str:
+        return written_under_free_name(path, lambda aside: aside.write_text(text)).name
+
+    assert written("first") == "a.b.png"
+    assert written("second") == "a.b-2.png"
+    (tmp_path / "a.b-3.png").symlink_to("nowhere")  # a dangling link is a name in use
+    assert written("fourth") == "a.b-4.png"
+    assert path.read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 4  # and nothing beside them
+
+
+def test_free_names_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    assert written_under_free_name(path, lambda aside: aside.write_text("new")) == tmp_path / "a-2.png"
+    assert (path.read_text(), (tmp_path / "a-2.png").read_text()) == ("old", "new")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_refusals_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    def fill(aside: Path) -> None:
+        with written_aside(aside):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(aside: Path) -> None:
+        raise FileError(aside, "its metadata does not fit", "use png")
+
+    path = tmp_path / "a.png"
+    for write, kind in ((fill, RunError), (refuse, FileError)):
+        with pytest.raises(kind, match=f"^{path}: "):
+            written_under_free_name(path, write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_processes_keep_every_picture(tmp_path: Path, links: bool) -> None:
+    code = f"""
+import os, sys
+from pathlib import Path
+from gesso.files import written_under_free_name
+if not {links}:
+    def link(source, target):
+        raise PermissionError
+    os.link = link
+path = Path({str(tmp_path)!r}) / "a.png"
+sys.stdin.readline()
+for number in range(20):
+    written_under_free_name(path, lambda aside: aside.write_text(sys.argv[1] + str(number)))
+"""
+    command = [sys.executable, "-c", code]
+    writers = [subprocess.Popen([*command, name], stdin=subprocess.PIPE, text=True) for name in ("one", "two")]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    texts = sorted(path.read_text() for path in tmp_path.iterdir())
+    assert texts == sorted(f"{name}{number}" for name in ("one", "two") for number in range(20))
