@@ -28,7 +28,8 @@ tag "gesso"):
     refiner    digest of the refiner's files, where there was one
     likeness   cosine between the photograph's face and the picture's, null where it shows none
     mask       digest of the mask's file, where there was one
-    lora       of each adapter, where there were any: {"source", "scale"; "digest": of its file; "kind": what is in it}
+    lora       of each adapter, where there were any: {"source", "scale"; "digest": of its file; "kind": what is in it;
+               "config": of what lies beside it for PEFT}
     warnings   what the person was told about the request
     command    {"given": options that were given, "first_seed": seed of the command's first picture};
                written by `gesso generate`, read by its --resume; and "seed", where a try with another was kept
@@ -93,6 +94,7 @@ def describe(
     dtype: str,
     company: int = 1,
     seconds: Mapping[str, float] | None = None,
+    given: Mapping[str, object] | None = None,
 ) -> JsonObject:
     """The record of one picture, ready for `Result.metadata`.
 
@@ -105,6 +107,7 @@ def describe(
         dtype: what it was computed in ("float32").
         company: the most pictures that shared a step with it; 1 is alone.
         seconds: by stage.
+        given: `digests_of_given`, from when the files were read: by now they may be gone, or others.
     """
     record: JsonObject = {
         "schema": SCHEMA,
@@ -118,13 +121,7 @@ def describe(
         "company": company,
         "seconds": {stage: round(value, 4) for stage, value in (seconds or {}).items()},
     }
-    if request.init_image is not None:
-        record["init_image"] = file_digest(Path(request.init_image))
-    if request.mask is not None:
-        record["mask"] = file_digest(Path(request.mask))
-    if request.identity is not None:
-        record["identity"] = digests_of_person(request.identity)
-    return record
+    return record | dict(given or {})
 
 
 @cache
@@ -146,6 +143,13 @@ def frames_digest(frames: "Sequence[Image.Image]") -> str:
     for frame in frames:
         total.update(frame.tobytes())
     return f"sha256:{total.hexdigest()}"
+
+
+def digests_of_given(request: GenerationRequest) -> JsonObject:
+    """Digests of the pictures that a request names, by their fields in a record. Raises FileError."""
+    paths = {"init_image": request.init_image, "mask": request.mask}
+    found: JsonObject = {name: file_digest(Path(path)) for name, path in paths.items() if path is not None}
+    return found if request.identity is None else {**found, "identity": digests_of_person(request.identity)}
 
 
 def digests_of_person(identity: Identity) -> dict[str, str]:

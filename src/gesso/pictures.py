@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gesso.errors import FileError, RequestError
+from gesso.errors import FileError, GessoError, RequestError
 from gesso.files import written_aside
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
 ENDINGS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 _EXIF_DESCRIPTION = 0x010E
+_EXIF_ORIENTATION = 0x0112
 _EXIF_PRIVATE = 0x8769
 _EXIF_USER_COMMENT = 0x9286
 _PREFIX = "gesso:"
-_LARGEST_EXIF = 65_000  # bytes; JPEG's segment holds 65,533 with its header
+_LARGEST_JPEG_EXIF = 65_000  # bytes; JPEG's segment holds 65,533 with its header, a chunk of WebP 4 GB
 _DEFAULT_JPEG_QUALITY = 95
 
 
@@ -68,7 +69,10 @@ def write_picture(
     if record is not None and kind == "png":
         options["pnginfo"] = _png_text(record, parameters)
     elif record is not None:
-        options["exif"] = _exif(path, record, parameters)
+        options["exif"] = exif = _exif(record, parameters)
+        if kind == "jpeg" and len(exif) > _LARGEST_JPEG_EXIF:
+            problem = f"its metadata ({len(exif)} bytes) does not fit into a jpeg"
+            raise FileError(path, problem, "use png, webp or --no-metadata")
     with written_aside(path) as aside:
         image.save(aside, format=FORMATS[kind], **options)
     return path
@@ -95,16 +99,13 @@ def _png_text(record: str, parameters: str) -> "PngInfo":
     return text
 
 
-def _exif(path: Path, record: str, parameters: str) -> bytes:
+def _exif(record: str, parameters: str) -> bytes:
     from PIL import Image
 
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = _PREFIX + record
     exif.get_ifd(_EXIF_PRIVATE)[_EXIF_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
-    written = exif.tobytes()
-    if len(written) > _LARGEST_EXIF:
-        raise FileError(path, f"its metadata ({len(written)} bytes) does not fit", "use png or --no-metadata")
-    return written
+    return exif.tobytes()
 
 
 @contextmanager
@@ -127,8 +128,10 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
         raise FileError(path, "is no picture that can be read", "use a png, webp or jpeg") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileError(path, too_many, "make it smaller") from error
-    except (OSError, SyntaxError, ValueError, Warning) as error:
-        raise FileError(path, f"cannot be read ({error})") from error
+    except (GessoError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        raise FileError(path, f"cannot be read ({str(error) or type(error).__name__})") from error
 
 
 def check_file(path: Path) -> None:
@@ -163,22 +166,52 @@ def record_text(path: Path) -> str | None:
     return described[len(_PREFIX) : len(_PREFIX) + LARGEST_RECORD + 1]
 
 
-def read_pixels(path: Path) -> "Image.Image":
-    """The picture as it is meant to be seen, decoded to RGB: turned as its EXIF says, what is transparent on white.
+def read_pixels(path: Path, background: str = "white") -> "Image.Image":
+    """The picture as it is meant to be seen, decoded to RGB and turned as its EXIF says.
+
+    Args:
+        path: the file.
+        background: what transparent places lie on. A mask's lie on black, where nothing is painted anew.
 
     Raises:
         FileError: no such file, no picture of a format that is READABLE, truncated, or larger than 2^26 pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(path) as opened:
-        image = ImageOps.exif_transpose(opened)
+        image = _turned(opened)
         if image.mode.startswith("I"):  # sixteen bits of grey, which a plain conversion would clip to white
             image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
         elif image.has_transparency_data:
             image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert("RGB")
+
+
+def _turned(image: "Image.Image") -> "Image.Image":
+    """The picture as the camera was held. Only the orientation is asked for, so other tags may be damaged.
+
+    Pillow's `exif_transpose` writes all the others anew, and breaks where one of them is not of its type.
+    """
+    from PIL import Image
+
+    image.load()  # first: in some formats EXIF comes after the pixels
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # EXIF that cannot be read says nothing, and the pixels are there
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def cover_crop(image: "Image.Image", width: int, height: int) -> "Image.Image":

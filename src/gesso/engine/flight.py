@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from gesso.engine.adapters import Held, ModelAdapters
 from gesso.engine.caches import Cached, Caches
 from gesso.engine.job import Job
 from gesso.engine.places import Places
+from gesso.engine.readings import Readings
 from gesso.engine.scheduler import OVERDRAFT, SHARE, Rank, lets_others_begin, may_join
 from gesso.engine.standing import ORDINARY, Claim, Standing
 from gesso.events import Rejected, Result
@@ -34,6 +35,7 @@ class Run:
         held: its adapters; there once its pictures may begin.
         waiting: pictures to begin, in order.
         conditioning: what ``encode`` made, shared by all its pictures; there once ``encoded``, when the first begins.
+        given: digests of the files that it names, taken when ``encode`` read them.
         begun: how often a picture of it was begun.
         results: finished pictures by index.
         rejected: likewise those that nobody is to see.
@@ -50,6 +52,7 @@ class Run:
     held: Held = field(default_factory=Held)
     conditioning: Any = None
     encoded: bool = False
+    given: Mapping[str, object] = field(default_factory=dict)
     begun: int = 0
     results: dict[int, Result] = field(default_factory=dict)
     rejected: dict[int, Rejected] = field(default_factory=dict)
@@ -194,6 +197,7 @@ class Model:
         pace: how fast it is.
         caches: step caches on its network.
         adapters: adapters on its networks.
+        readings: what it read last.
         last_turn: the loop's turn in which it last had something to do.
     """
 
@@ -210,6 +214,7 @@ class Model:
     flying: Counter[Run] = field(default_factory=Counter)
     lanes: defaultdict[int, Lane] = field(default_factory=lambda: defaultdict(Lane))
     pace: Pace = field(default_factory=Pace)
+    readings: Readings = field(default_factory=Readings)
     caches: Caches = field(init=False)
     adapters: ModelAdapters = field(init=False)
     last_turn: int = 0

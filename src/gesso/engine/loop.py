@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from gesso.engine.accounts import whole
 from gesso.engine.admission import Admission, Load, Measure
@@ -34,6 +35,7 @@ from gesso.engine.scheduler import Policy, choose_group
 from gesso.engine.standing import Standing, standings
 from gesso.errors import RunError
 from gesso.events import Failed, Preview
+from gesso.metadata import digests_of_given
 from gesso.pipelines.contract import Output
 from gesso.settings import load_settings
 
@@ -181,8 +183,8 @@ class Loop:
                 run.job.progress("encode", 0, 0, 1)
             started = time.perf_counter()
             try:
-                with group[0].model.adapters.reading([run.held for run in group]):
-                    conditionings = group[0].pipeline.encode([run.plan for run in group])
+                given = [digests_of_given(run.plan.request) for run in group]
+                conditionings = self._read(group)
                 settle(self._fleet.place)
                 if len(conditionings) != len(group):
                     raise RunError(f"the model made {len(conditionings)} conditionings for {len(group)} prompts")
@@ -191,13 +193,24 @@ class Loop:
                     self._fleet.fail(group, problem)
                 continue
             seconds = time.perf_counter() - started
-            for run, conditioning in zip(group, conditionings, strict=True):
-                run.conditioning, run.encoded = conditioning, True
+            for run, conditioning, digests in zip(group, conditionings, given, strict=True):
+                run.conditioning, run.encoded, run.given = conditioning, True, digests
                 run.company = len(group)
                 run.seconds["encode"] = seconds
                 run.job.progress("encode", 0, 1, 1)
             if any(run.plan.guests for run in group):  # which may have been read just now
                 self._fleet.keep_to_budget(group[0].model)
+
+    def _read(self, group: Sequence[Run]) -> Sequence[Any]:
+        """The conditionings of requests that are encoded together, or of one whose like was read already."""
+        model = group[0].model
+        if (kept := model.readings.find(group[0])) is not None:
+            return [kept]
+        with model.adapters.reading([run.held for run in group]):
+            conditionings = model.pipeline.encode([run.plan for run in group])
+        if len(group) == len(conditionings) == 1:
+            model.readings.keep(group[0], conditionings[0])
+        return conditionings
 
     # Group, pick, step, tell.
 

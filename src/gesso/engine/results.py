@@ -65,6 +65,7 @@ def describe_result(
         dtype=str(getattr(pipeline, "dtype", dtype or "")).removeprefix("torch."),
         company=max(row.company, run.company),
         seconds={**run.seconds, "step": row.seconds, "decode": decode_seconds},
+        given=run.given,
     )
     pixels = frames_digest(output.frames) if output.frames else pixels_digest(output.image)
     if (mode := mode_of(pipeline)) is not None:

@@ -152,7 +152,8 @@ class SdxlPipeline:
         posterior = self._posterior(image_13HW)
         if request.mask is None:
             return GivenPicture(posterior)
-        mask_11HW = self._masks.preprocess(read_pixels(Path(request.mask)), height=height, width=width)  # pyright: ignore
+        marks = read_pixels(Path(request.mask), background="black")
+        mask_11HW = self._masks.preprocess(marks, height=height, width=width)  # pyright: ignore
         cells = (mask_11HW.shape[-2] // self.stride, mask_11HW.shape[-1] // self.stride)
         mask_11hw = F.interpolate(mask_11HW, size=cells).to(self.device, self.dtype)
         rest = self._posterior(image_13HW * (mask_11HW < 0.5)) if self.planner.sees_mask else None

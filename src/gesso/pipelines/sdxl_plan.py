@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _UNUSED = ("true_guidance", "guidance_layer", "guidance_normalization", "guidance_truncation")
 _UNUSED += ("temperature", "top_k", "top_p", "frames", "fps")
 _SIZES = 6  # numbers about a picture's size that the network reads
+_WHITE = 128  # of 255; what is at least so bright in a mask is painted anew
 _FEWEST_PIXELS, _MOST_PIXELS = 0.5, 2.0  # of the size that a model was trained at, where it still paints well
 
 
@@ -196,7 +197,7 @@ class SdxlPlanner:
         return (f"{self.name} was trained on pictures of about as many pixels as {size}; others come out worse",)
 
     def _picture_warnings(self, filled: GenerationRequest) -> tuple[str, ...]:
-        """Of given pictures of other proportions, and of a mask with nothing to paint. Raises FileError."""
+        """Of given pictures of other proportions, and of a mask with nothing to paint or to keep. Raises FileError."""
         assert filled.width is not None and filled.height is not None
         found, painted = [], f"{filled.width}x{filled.height}"
         for field in ("init_image", "mask"):
@@ -207,8 +208,12 @@ class SdxlPlanner:
             if width * filled.height != height * filled.width:
                 hint = "crop it to keep its proportions" if field == "init_image" else "it should be as the picture is"
                 found.append(f"{field} is {width}x{height} and is stretched to {painted}; {hint}")
-        if filled.mask is not None and not _has_white(filled.mask):
-            found.append("mask has no white in it: nothing is painted anew")
+        if filled.mask is not None:
+            darkest, brightest = _extremes(filled.mask)
+            if brightest < _WHITE:
+                found.append("mask has no white in it: nothing is painted anew")
+            elif darkest >= _WHITE:
+                found.append("mask is white everywhere: all of init_image is painted anew")
         return tuple(found)
 
     # ---- cost -------------------------------------------------------------------------------------------------------
@@ -250,11 +255,11 @@ def guidance_values(plan: Plan) -> tuple[float, ...]:
     return guidance if isinstance(guidance, tuple) else (float(guidance),) * plan.steps
 
 
-def _has_white(path: str) -> bool:
-    """Whether a mask says of any place that it is painted anew. Raises FileError."""
+def _extremes(path: str) -> tuple[int, int]:
+    """How dark and how bright a mask is at most, from 0 to 255. Raises FileError."""
     try:
-        with read_pixels(Path(path)) as mask:
-            _, brightest = mask.convert("L").getextrema()
+        with read_pixels(Path(path), background="black") as mask:
+            darkest, brightest = mask.convert("L").getextrema()
     except FileError as error:
         raise FileError(f"mask {error.path}", error.problem, error.hint) from error
-    return brightest >= 128  # pyright: ignore[reportOperatorIssue]
+    return darkest, brightest  # pyright: ignore[reportReturnType]

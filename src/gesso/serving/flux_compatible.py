@@ -19,6 +19,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -78,10 +79,14 @@ _OUR_NAMES = {
 }
 _REFINED = 0.3  # share of the steps that begin anew from a finished picture, as in predictors of this kind
 _MARKS = str.maketrans("", "", " _-")
+_MAY_BE_BLANK = ("image", "mask", "lora_weights", "extra_lora", "replicate_weights", "hf_lora", "loras")
+_MAY_BE_BLANK += ("hf_api_token", "civitai_api_token")
 
 
 class FluxCompatibleInput(BaseModel):
-    """One call of a FLUX-compatible predictor. Frozen; null means "not given". Unknown fields are dropped.
+    """One call of a FLUX-compatible predictor. Frozen; null means "not given", and so does a blank text.
+
+    An empty negative prompt is one, though. Unknown fields are dropped.
 
     Raises:
         RequestError: on construction, for the first field that cannot be used.
@@ -191,6 +196,14 @@ class FluxCompatibleInput(BaseModel):
         except ValidationError as error:
             raise request_error(error, cls) from None
 
+    @field_validator(*_MAY_BE_BLANK, mode="before")
+    @classmethod
+    def _blank_is_not_given(cls, value: object) -> object:
+        """Forms send an empty text for what nobody has filled in."""
+        if isinstance(value, list | tuple):
+            return [each for each in value if not _is_blank(each)] or None
+        return None if _is_blank(value) else value
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.mask is not None and self.image is None:
@@ -245,6 +258,11 @@ class FluxCompatibleInput(BaseModel):
     def main_lora(self) -> str | None:
         """`lora_weights` under whichever of its names it was given."""
         return self.lora_weights or self.replicate_weights or self.hf_lora
+
+
+def _is_blank(value: object) -> bool:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return isinstance(text, str) and not text.strip()
 
 
 def parse_input(values: Mapping[str, Any]) -> tuple[FluxCompatibleInput, tuple[str, ...]]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LARGEST_PICTURE = 64 << 20  # bytes of one that is fetched
 _SHOWN = 40  # characters of what was given
+_RECORDED = 1000  # characters of an address
 _PICTURE_FORM = "an address or a data URI of a picture"
 _NO_FILES = "files of the server are not to be named here"
 
@@ -52,7 +53,7 @@ class Fetching:
 def given_pictures(image: str, mask: str | None, size: tuple[int, int], fetching: Fetching) -> tuple[Path, Path | None]:
     """A picture and its mask as files of width and height `size`: scaled until they cover it, and cut about the middle.
 
-    A mask of another size than its picture is stretched to it first.
+    A mask of another size than its picture is stretched to it first; where it is transparent it is black.
     Raises RequestError and RunError by the field's name; CancelledError.
     """
     picture = _picture("image", image, fetching)
@@ -60,12 +61,21 @@ def given_pictures(image: str, mask: str | None, size: tuple[int, int], fetching
     cover_crop(picture, *size).save(target)
     if mask is None:
         return target, None
-    marks = _picture("mask", mask, fetching)
+    marks = _picture("mask", mask, fetching, background="black")
     if marks.size != picture.size:
         marks = marks.resize(picture.size)
     mask_target = fetching.folder / "mask.png"
     cover_crop(marks, *size).save(mask_target)
     return target, mask_target
+
+
+def recorded_name(text: str) -> str:
+    """What a record calls a picture that was given: its address, without account and query, or "data URI".
+
+    The file that it became goes with the call.
+    """
+    text = text.strip()
+    return "data URI" if text.lower().startswith("data:") else shown(text)[:_RECORDED]
 
 
 def given_lora(name: str, text: str, scale: float | None, fetching: Fetching) -> Lora:
@@ -133,8 +143,8 @@ def _unpacked(name: str, uri: str, fetching: Fetching) -> Path:
     return whole
 
 
-def _picture(name: str, value: str, fetching: Fetching) -> Image:
-    """The pixels of a picture that was given. Raises RequestError, RunError, CancelledError."""
+def _picture(name: str, value: str, fetching: Fetching, background: str = "white") -> Image:
+    """The pixels of a picture that was given, on `background`. Raises RequestError, RunError, CancelledError."""
     text = value.strip()
     if text.lower().startswith("data:"):
         content = _data(name, text, _PICTURE_FORM)
@@ -145,7 +155,7 @@ def _picture(name: str, value: str, fetching: Fetching) -> Image:
     path = fetching.folder / f"{name}.given"
     path.write_bytes(content)
     try:
-        return read_pixels(path)
+        return read_pixels(path, background)
     except FileError as error:
         what = text.partition(",")[0][:_SHOWN] if text.lower().startswith("data:") else shown(text)
         raise RequestError(name, what, "a picture", f"it {error.problem}") from None

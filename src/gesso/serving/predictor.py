@@ -11,10 +11,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,7 +26,7 @@ from gesso.errors import CancelledError, RequestError
 from gesso.events import Cancelled, Done, Failed, Progress, Result
 from gesso.request import GenerationRequest
 from gesso.serving.flux_compatible import LORA_FIELDS, FluxCompatibleInput, in_our_words, to_request
-from gesso.serving.given_files import Fetching, given_lora, given_pictures
+from gesso.serving.given_files import Fetching, given_lora, given_pictures, recorded_name
 from gesso.serving.watermark import marked
 from gesso.settings import load_settings
 
@@ -174,6 +174,7 @@ class FluxCompatiblePredictor:
         folder, ending = self._outputs.new(), _ENDINGS[given.output_format]
         quality = None if given.output_format == "png" else max(1, given.output_quality)
         try:
+            results = tuple(_as_named(result, given) for result in results)
             if given.apply_watermark:
                 results = tuple(_watermarked(result) for result in results)
             return tuple(result.save(folder / f"out-{result.index}{ending}", quality=quality) for result in results)
@@ -228,6 +229,14 @@ class _ProgressLines:
         self._said = done
         bar = "#" * (done * _BAR // total)
         self._say(f"{done * 100 // total:3}%|{bar:<{_BAR}}| {done}/{total}")
+
+
+def _as_named(result: Result, given: FluxCompatibleInput) -> Result:
+    """With the call's own names of its pictures: the files that were painted from are gone when the call ends."""
+    pictures = {"init_image": given.image, "mask": given.mask}
+    named = {field: recorded_name(text) for field, text in pictures.items() if text is not None}
+    request = {**cast("Mapping[str, object]", result.metadata["request"]), **named}
+    return replace(result, metadata={**result.metadata, "request": request})
 
 
 def _watermarked(result: Result) -> Result:

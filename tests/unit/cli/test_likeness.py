@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gesso.cli.likeness import check_likeness, paint_alike
+from gesso.cli.painting import paint_most
 from gesso.cli.view import View
 from gesso.engine import Engine
-from gesso.errors import RejectedError, RequestError
+from gesso.errors import CancelledError, GessoError, RejectedError, RequestError, RunError
+from gesso.events import Result
+from gesso.metadata import read_record
 from gesso.request import GenerationRequest
 from gesso.request_parts import Identity
 from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
+from tests.unit.cli.running import call
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,55 @@ def test_the_best_try_is_kept(engine: Engine, least: float | None, tries: int | 
     assert first.seed == kept and first.metadata["seed"] == kept
     assert second.seed == 8 and second.metadata["likeness"] == 0.6
     assert first.metadata["identity"] == {"image": first.metadata["identity"]["image"]}  # pyright: ignore
+
+
+@pytest.mark.parametrize("problem", [RunError("the model broke"), CancelledError()])
+def test_the_best_is_kept_where_a_later_try_breaks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, problem: GessoError
+) -> None:
+    break_later_tries(monkeypatch, problem, 2)
+    painted = []
+    with View(silent=True) as view, pytest.raises(type(problem)):
+        painted.extend(paint_alike(engine, [ask(8), ask(7), ask(8)], view, 0.4, 4))
+    assert [each.seed for each in painted if isinstance(each, Result)] == [8, 7]
+
+
+def test_of_a_rejected_picture_nothing_is_kept_where_a_later_try_breaks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = iter([iter([RejectedError([7], 1)]), failing(RunError("the model broke"))])
+    monkeypatch.setattr("gesso.cli.likeness.paint_most", lambda *arguments: next(tries))
+    with View(silent=True) as view, pytest.raises(RunError):
+        assert next(paint_alike(engine, [ask(7)], view, 0.4, 4)) is None
+
+
+def test_the_command_saves_the_best_and_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    break_later_tries(monkeypatch, RunError("the model broke"), 1)
+    Image.new("RGB", (64, 64), "tan").save(tmp_path / "portrait.png")
+    given = ("--model", "infinite-you-nano", "--identity", tmp_path / "portrait.png", "--steps", "1", "--seed", "7")
+    ended = call(capsys, "generate", "a face", *given, "--min-likeness", "1", "-o", tmp_path / "out")
+    assert ended.status == RunError.exit_status
+    assert ended.err.splitlines()[-1] == "error: the model broke"
+    (file,) = (tmp_path / "out").iterdir()
+    assert ended.out.splitlines() == [str(file)]
+    assert read_record(file).seed == 7
+
+
+def break_later_tries(monkeypatch: pytest.MonkeyPatch, problem: GessoError, number: int) -> None:
+    """The try of that number after the first fails; others are painted."""
+    calls = iter(range(100))
+
+    def painted(*arguments: Any) -> Iterator[Result | RejectedError]:
+        return failing(problem) if next(calls) == number else paint_most(*arguments)
+
+    monkeypatch.setattr("gesso.cli.likeness.paint_most", painted)
+
+
+def failing(problem: GessoError) -> Iterator[Result | RejectedError]:
+    yield from ()
+    raise problem
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_prompts_from_arguments_input_and_files(tmp_path: Path, monkeypatch: pyt
     assert read_prompts(["zero", f"@{tmp_path / 'p.txt'}", "-"]) == ["zero", "one", "two", "three", "four", "five"]
 
 
+def test_prompts_end_where_lines_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a star\u2028on a hill", "a\u2029ring", "a\u0085square"]  # as they come from other programs
+    (tmp_path / "p.txt").write_bytes("\r\n".join(texts).encode())
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    assert read_prompts([f"@{tmp_path / 'p.txt'}", "-"]) == texts * 2
+
+
 def test_bad_prompt_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "p.bin").write_bytes(b"\xff\xfe\x00\x80")
     for path in (tmp_path / "none.txt", tmp_path, tmp_path / "p.bin"):

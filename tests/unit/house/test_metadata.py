@@ -25,7 +25,14 @@ def make_record(**fields: object) -> dict[str, object]:
         {"prompt": "näh 星 😀 star", "seed": 7, "width": 24, "height": 24, "guidance": [1, 3.5]} | fields
     )
     return metadata.describe(
-        request, index=0, seed=7, model_digest="sha256:abc", device="cpu", dtype="float32", seconds={"step": 0.123456}
+        request,
+        index=0,
+        seed=7,
+        model_digest="sha256:abc",
+        device="cpu",
+        dtype="float32",
+        seconds={"step": 0.123456},
+        given=metadata.digests_of_given(request),
     )
 
 
@@ -167,12 +174,14 @@ def test_quality_out_of_range_is_refused(tmp_path: Path, quality: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_record_too_long_for_exif_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    record = make_record(prompt="😀" * 2000, negative="😀" * 2000) | {"more": "x" * 30_000}
-    with pytest.raises(FileError, match="use png or --no-metadata"):
+def test_a_record_too_long_for_jpeg_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    record = make_record(prompt="😀" * 2000, negative="😀" * 2000) | {"more": "x" * 200_000}
+    with pytest.raises(FileError, match="does not fit into a jpeg; use png, webp or --no-metadata"):
         metadata.save_picture(make_picture(), tmp_path / "a.jpg", record)
     assert list(tmp_path.iterdir()) == []
-    metadata.save_picture(make_picture(), tmp_path / "a.png", record)
+    for name in ("a.png", "a.webp"):
+        read = metadata.read_record(metadata.save_picture(make_picture(), tmp_path / name, record))
+        assert (read.data["more"], read.request.prompt) == ("x" * 200_000, "😀" * 2000)
 
 
 def test_digest_tells_pictures_apart() -> None:

@@ -154,6 +154,23 @@ def test_a_mask_that_is_none(sdxl: SdxlPipeline, given: dict[str, str], tmp_path
     assert plan.warnings == ("mask has no white in it: nothing is painted anew",)
 
 
+def test_a_mask_that_is_white_everywhere(sdxl: SdxlPipeline, given: dict[str, str], tmp_path: Path) -> None:
+    Image.new("L", (64, 64), "white").save(tmp_path / "white.png")
+    plan = sdxl.plan(request(init_image=given["init_image"], mask=str(tmp_path / "white.png")))
+    assert plan.warnings == ("mask is white everywhere: all of init_image is painted anew",)
+
+
+def test_white_strokes_on_nothing(sdxl: SdxlPipeline, given: dict[str, str], tmp_path: Path) -> None:
+    """What programs to draw in export: what is transparent stays, as if it were black."""
+    strokes = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    strokes.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    strokes.save(tmp_path / "strokes.png")
+    drawn = request(init_image=given["init_image"], mask=str(tmp_path / "strokes.png"))
+    assert sdxl.plan(drawn).warnings == ()
+    made, expected = (run_plainly(sdxl, each)[0].image for each in (drawn, request(**given)))
+    assert made.tobytes() == expected.tobytes()
+
+
 def test_only_what_is_white_is_painted_anew(sdxl: SdxlPipeline, given: dict[str, str]) -> None:
     one, other = (np.asarray(run_plainly(sdxl, request(**given, seed=seed))[0].image).astype(int) for seed in range(2))
     left, right = np.abs(one - other)[:, :24].mean(), np.abs(one - other)[:, 40:].mean()

@@ -6,7 +6,7 @@ import inspect
 import json
 import runpy
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import SecretStr
@@ -174,6 +174,23 @@ def test_guidance_that_is_said_twice_is_told() -> None:
         FluxCompatibleInput(guidance=5, cfg_scale=3), model="sdxl", illustrations=False, safety="off"
     )
     assert warnings == ("guidance 5 was used; its other names said otherwise",)
+
+
+def test_a_blank_text_is_not_given() -> None:
+    names = [
+        name
+        for name, field in FluxCompatibleInput.model_fields.items()
+        if {str, SecretStr, list[str]} & set(get_args(field.annotation))
+        and field.default is None
+        and name != "negative_prompt"
+    ]
+    assert {"image", "mask", "extra_lora", "loras", "hf_lora", "civitai_api_token"} < set(names)
+    for blank in ("", " \n"):
+        values = {name: [blank, blank] if name == "loras" else blank for name in names}
+        given, warnings = parse_input(values)
+        assert [getattr(given, name) for name in names] == [None] * len(names) and not warnings
+        assert parse_input({"loras": [blank, "a/b", blank] * 30})[0].loras == ["a/b"] * 30
+    assert parse_input({"hf_api_token": SecretStr("")})[0].hf_api_token is None
 
 
 def test_an_empty_negative_prompt_is_empty() -> None:

@@ -160,24 +160,30 @@ def test_a_given_picture_is_cut_and_not_stretched(predictor: FluxCompatiblePredi
 
 
 def test_a_mask_keeps_the_rest(predictor: FluxCompatiblePredictor) -> None:
-    marks = Image.new("L", (64, 64), 0)
-    marks.paste(255, (0, 0, 32, 64))
-    target = io.BytesIO()
-    marks.save(target, "png")
+    marks, strokes = Image.new("L", (64, 64), 0), Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    files = io.BytesIO(), io.BytesIO()
+    for each, target in zip((marks, strokes), files, strict=True):
+        each.paste("white", (0, 0, 32, 64))  # on black, and on nothing
+        each.save(target, "png")
     fields: dict[str, Any] = {"image": data_uri(picture(256, 256)), "num_inference_steps": 4, "prompt_strength": 0.9}
-    masks: list[dict[str, Any]] = [{}, {"mask": data_uri(target.getvalue())}]
-    whole, masked = (
+    masks: list[dict[str, Any]] = [{}, *({"mask": data_uri(target.getvalue())} for target in files)]
+    whole, masked, drawn = (
         np.asarray(Image.open(call(predictor, **fields, **mask).files[0]).convert("RGB"), dtype=float) for mask in masks
     )
     kept = np.asarray(Image.open(call(predictor, **{**fields, "prompt_strength": 0.25}).files[0]), dtype=float)
     assert np.abs(masked[:, 160:] - kept[:, 160:]).mean() < np.abs(whole[:, 160:] - kept[:, 160:]).mean()
     assert not np.array_equal(masked, whole)
+    assert np.array_equal(masked, drawn)
+    record = read_record(call(predictor, **fields, **masks[1]).files[0])
+    assert (record.request.init_image, record.request.mask) == ("data URI", "data URI")
+    assert str(record.data["mask"]).startswith("sha256:")
 
 
 def test_a_picture_from_an_address(predictor: FluxCompatiblePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     content = picture(300, 256)
     with served(Site(pages={"/a.png": Page(content), "/away": Page(redirect="http://169.254.169.254/a.png")})) as site:
         fetched = call(predictor, image=f"{site.address}/a.png?token=secret", prompt_strength=1)
+        assert read_record(fetched.files[0]).request.init_image == f"{site.address}/a.png"
         assert pixels(fetched) == pixels(call(predictor, image=data_uri(content), prompt_strength=1))
         with pytest.raises(GessoError, match=r"^image did not come: a redirect leads to http://169\.254\.169\.254"):
             call(predictor, image=f"{site.address}/away")

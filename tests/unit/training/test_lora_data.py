@@ -41,6 +41,17 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [each.caption for each in find_examples(_settings(listed))] == [CAPTIONS[1], CAPTIONS[0]]
 
 
+def test_json_lines_end_where_lines_of_json_do(tmp_path: Path) -> None:
+    """JSON may hold U+2028, U+2029 and U+0085 as they are, which some take for ends of lines."""
+    write_pictures(tmp_path)
+    texts = ("a\u2028red star", "a\u2029blue ring", "a\u0085green square")
+    lines = [json.dumps({"image": f"{i}.png", "caption": text}, ensure_ascii=False) for i, text in enumerate(texts)]
+    for ending in ("\n", "\r\n"):
+        (tmp_path / "data.jsonl").write_bytes((ending.join(lines) + ending).encode())
+        found = find_examples(_settings(tmp_path / "data.jsonl"))
+        assert [each.caption for each in found] == ["a red star", "a blue ring", "a green square"]
+
+
 def test_pictures_are_turned_and_cut_about_their_middle(tmp_path: Path) -> None:
     """A picture on its side, of which EXIF says so, and whose middle third alone is red."""
     upright = Image.new("RGB", (30, 90), "white")

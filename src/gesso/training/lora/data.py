@@ -111,7 +111,7 @@ def _listed(path: Path, caption: str) -> Iterator[tuple[Path, str]]:
     try:
         if path.stat().st_size > _LARGEST_LIST:
             raise FileError(path, f"is larger than {_LARGEST_LIST >> 20} MiB", "name a file of JSON lines")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` also cuts within JSON, at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"cannot be read as text ({error})", "name a file of JSON lines") from error
     for number, line in enumerate(lines, 1):
