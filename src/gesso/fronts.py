@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from gesso.cache_settings import CacheSettings, parse_cache
 from gesso.errors import FileError, RequestError
 from gesso.files import ready_folder, written_aside
@@ -70,8 +72,13 @@ class Point:
         return found if self.lpips is None else found | {"lpips": self.lpips}
 
 
+_POINTS = TypeAdapter(list[Point])
+
+
 def path_of(home: Path, model: str) -> Path:
-    """Where a model's points lie. One that is named by its path has a file by its place, whatever way leads there."""
+    """Where a model's points lie. One that is named by a path has a file by its place, whatever way leads there; a name
+    without a separator is one of the catalogue.
+    """
     if _PLAIN.fullmatch(model):
         return home / "calibration" / f"{model}.json"
     place = Path(model).expanduser().resolve()
@@ -90,10 +97,10 @@ def read_points(home: Path, model: str, digest: str | None = None) -> list[Point
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA or any({"lpips", *row} != names for row in data["points"]):
             raise ValueError
-        points = [Point(**row) for row in data["points"]]
+        points = _POINTS.validate_python(data["points"])
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         hint = f"remove it, then: gesso calibrate {model}"
         raise FileError(path, "is no list of measured step caches", hint) from error
     return [point for point in points if digest is None or point.digest == digest]

@@ -162,9 +162,11 @@ def file_digest(path: Path) -> str:
     """Digest of a file's bytes.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: it cannot be read, or is no plain file, which might never end.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise FileError(path, "is no plain file")
         with path.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     except OSError as error:

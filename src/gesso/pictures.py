@@ -120,7 +120,9 @@ def _opened(path: Path) -> "Iterator[Image.Image]":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that does not keep the picture from being read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[name for name in READABLE if name in Image.OPEN]) as image:
+            formats = [name for name in READABLE if name in Image.OPEN]
+            # Of a stream, since of a path Pillow maps some TIFFs into memory, and then turned ones are scrambled.
+            with path.open("rb") as stream, Image.open(stream, formats=formats) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise FileError(path, too_many, "make it smaller")
                 yield image

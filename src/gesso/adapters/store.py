@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from gesso.adapters.formats.classification import Classification, classify
-from gesso.adapters.formats.peft import LARGEST_CONFIG, config_beside
+from gesso.adapters.formats.peft import LARGEST_CONFIG, config_beside, parse_config
 from gesso.adapters.sources import Site, Source
 from gesso.adapters.sources_archive import extract, is_archive
 from gesso.adapters.sources_download import Downloaded, download, drop, probe, small
@@ -192,7 +192,8 @@ class AdapterStore:
         else:
             shown, digits = name, name.lower()
             usable = len(digits) >= _SHORTEST and _HEX.issuperset(digits.replace("-", "", 1))
-            found = [each for each in here if usable and each.name.startswith(digits)]
+            exact = [each for each in here if each.name == digits]
+            found = exact or [each for each in here if usable and each.name.startswith(digits)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -262,7 +263,8 @@ class AdapterStore:
 
     def _kept(self, here: Adapter, origin: Origin, config: bytes, known: Origin | None) -> Fetched:
         """Note the source of a file whose bytes are here; what its site says of alpha may have changed all the same."""
-        config = config if classify(here.path).peft else b""
+        with _told_of(origin.source):
+            config = _used(config, here.path, classify(here.path))
         origin = replace(origin, config=digits_of(config))
         if self._index.adapter(origin.sha256, origin.config, whole=True):
             self._index.note(origin)
@@ -288,7 +290,7 @@ class AdapterStore:
             else:
                 origin = replace(origin, sha256=got.sha256)
             with _told_of(remote.name):
-                config = config if check(whole).peft else b""
+                config = _used(config, whole, check(whole))
             origin = replace(origin, config=digits_of(config))
             self._index.place(whole, origin, config)
         except OSError as error:
@@ -305,6 +307,13 @@ class AdapterStore:
         with self._lock:
             sums = {name: getattr(self._counters, name) + count for name, count in more.items()}
             self._counters = replace(self._counters, **sums)
+
+
+def _used(config: bytes, path: Path, found: Classification) -> bytes:
+    """A configuration that came with weights, where these have need of one. Raises FileError for one that is broken."""
+    if config and found.peft:
+        parse_config(path, config)
+    return config if found.peft else b""
 
 
 def checked_file(path: Path) -> Adapter:

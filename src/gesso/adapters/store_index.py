@@ -146,11 +146,15 @@ class Index:
         Raises FileError, RunError, OSError.
         """
         with self.changing():
+            if self.adapter(origin.sha256, origin.config, whole=True):  # somebody was quicker
+                self._write(origin)
+                return
             target = self._ready(origin, config)
-            target.unlink(missing_ok=True)
             try:
-                os.link(other.path, target)
-            except OSError:
+                with written_aside(target) as aside:
+                    aside.unlink()
+                    os.link(other.path, aside)
+            except (OSError, FileError):
                 with written_aside(target) as aside:
                     shutil.copyfile(other.path, aside)
             self._write(origin)

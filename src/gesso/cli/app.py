@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import typer
@@ -124,4 +125,5 @@ def _root(
 
 
 def _report(message: str, parts: dict[str, object], as_json: bool) -> None:
-    typer.echo(json.dumps(parts, ensure_ascii=False) if as_json else f"error: {message}", err=True)
+    with suppress(OSError):  # a full standard error takes nothing away from the exit status
+        typer.echo(json.dumps(parts, ensure_ascii=False) if as_json else f"error: {message}", err=True)

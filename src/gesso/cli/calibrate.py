@@ -11,7 +11,8 @@ import typer
 
 from gesso.cache_settings import granularities, parse_cache
 from gesso.cli.entries import find_entry
-from gesso.cli.machine import Device, Dtype, check_machine, machine_settings
+from gesso.cli.machine import Attention, Compile, Device, Dtype, Memory, check_machine, machine_settings
+from gesso.cli.paths import absolute_model
 from gesso.cli.view import View
 from gesso.devices import CUDA, kind_of
 from gesso.engine.attention import DEFAULT
@@ -31,7 +32,7 @@ from gesso.fronts import (
     read_points,
     with_point,
 )
-from gesso.memory_modes import AUTO
+from gesso.memory_modes import AUTO, FULL
 from gesso.request import parse_request
 from gesso.settings import Settings
 
@@ -52,6 +53,9 @@ def calibrate(
     plot: Annotated[Path | None, typer.Option(help="Also draw what was measured, as PNG or SVG.")] = None,
     device: Device = None,
     dtype: Dtype = None,
+    memory: Memory = None,
+    attention: Attention = None,
+    compile: Compile = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the front, at the end.")] = False,
 ) -> None:
     """Measure what step caches of a model save and cost.
@@ -60,6 +64,7 @@ def calibrate(
     scored too. What was measured is kept at once, so that the same command goes on where it was interrupted.
     gesso generate --quality picks from it.
     """
+    model = str(absolute_model(model))
     entry = find_entry({"model": model})
     entry.require_files()
     if not 1 <= pictures <= _MOST_PICTURES:
@@ -69,7 +74,9 @@ def calibrate(
     fields: dict[str, object] = {} if steps is None else {"steps": steps}
     for wanted in cache or [None]:
         parse_request({**fields, "prompt": "any", "model": model, "cache": wanted})
-    settings = machine_settings({"device": device, "dtype": dtype})
+    settings = machine_settings(
+        {"device": device, "dtype": dtype, "memory": memory, "attention": attention, "compile": compile}
+    )
     check_machine(settings)
     with View(silent=quiet) as view:
         points, taken = _measure(entry, fields, pictures, cache, settings, view)
@@ -124,8 +131,8 @@ def _known(pipeline: "Pipeline", place: str, settings: Settings, digest: str) ->
     import torch
 
     name = torch.cuda.get_device_name(place) if kind_of(place) == CUDA else platform.machine()
-    said = ((settings.memory, AUTO), (settings.attention, DEFAULT), ("compiled" if settings.compile else "", ""))
-    besides = [f", {value}" for value, usual in said if value != usual]
+    said = (settings.memory, settings.attention, "compiled" if settings.compile else "")
+    besides = [f", {value}" for value in said if value not in (AUTO, str(FULL), DEFAULT, "")]
     return {
         "digest": digest,
         "device": place,
@@ -170,16 +177,24 @@ def cache_of_quality(
         hint = f"it has no steps to forecast; take {EXACT}"
         raise RequestError("quality", quality, f"usable with {entry.name}", hint)
     place = check_device(settings.device or default_device())
-    every = read_points(settings.home, entry.name)
+    every = read_points(settings.home, str(fields.get("model", entry.name)))
     points = alike(every, _known(planner, place, settings, weights_digest(entry)))
     if every and not points:
-        hint = f"what is known is of other weights or another machine; first: gesso calibrate {entry.name}"
+        hint = f"what is known is of other weights or another machine; first: {_command(entry.name, settings)}"
         raise RequestError("quality", quality, f"known for {entry.name}, as it is here", hint)
     point = pick(points, quality, model=entry.name, steps=plan.steps)
     if point is None:
         best = max(point.ssim for point in caches_at(points, plan.steps))
         return {}, f"no cache: none is faster and that close at {plan.steps} steps; the closest is {best:.4f} (SSIM)"
     return {"cache": point.cache}, _line(point, points).strip()
+
+
+def _command(model: str, settings: Settings) -> str:
+    """What calibrates a model as the settings in force have it painted."""
+    said = [("--device", settings.device, None), ("--dtype", settings.dtype, None)]
+    said += [("--memory", settings.memory, AUTO), ("--attention", settings.attention, DEFAULT)]
+    options = [f" {option} {value}" for option, value, usual in said if value != usual]
+    return f"gesso calibrate {model}{''.join(options)}{' --compile' if settings.compile else ''}"
 
 
 def draw_front(points: Sequence[Point], title: str, path: Path) -> None:

@@ -127,8 +127,10 @@ def _paint(request: GenerationRequest, settings: Settings, view: View, *, warm_u
     """The pictures of one model, one by one, in an engine of its own: its memory is free for the next model."""
     view.line(f"loading {request.model}")
     seed = request.seed or 0
+    # One after the other they are alone in any case; deterministic ones would share the reading of their prompt, which
+    # belongs to the seconds of each.
     alone = [
-        request.model_copy(update={"seed": seed + image, "num_images": 1, "deterministic": True})
+        request.model_copy(update={"seed": seed + image, "num_images": 1, "deterministic": False})
         for image in range(request.num_images)
     ]
     with new_engine(with_memory_mode(settings, [request], view)) as engine:

@@ -299,7 +299,8 @@ def _paint_all(
 
 def _kept(files: Sequence[Path], tasks: Sequence[Task], destination: Destination) -> str:
     """What there is of pictures that were not all made, and how to get the others."""
-    return f"kept {len(files)} of {destination.counted(len(tasks))}; the same command with --resume makes the rest"
+    kept = f"kept {len(files)} of {destination.counted(len(tasks))}"
+    return f"{kept}; the same command with --resume makes the rest" if destination.with_metadata else kept
 
 
 def _safety(result: Result) -> str:

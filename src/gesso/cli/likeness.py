@@ -3,11 +3,10 @@
 Not here: how likeness is measured (`pipelines/infinite_you`), painting (`painting`).
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import tee
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gesso.cli.painting import paint_most
+from gesso.cli.painting import paint_most, paint_placed
 from gesso.cli.view import View
 from gesso.errors import GessoError, RejectedError, RequestError
 from gesso.events import Result
@@ -37,16 +36,18 @@ def check_likeness(least: float | None, tries: int | None, identity: Identity | 
 
 
 def paint_alike(
-    engine: "Engine", requests: Iterable[GenerationRequest], view: View, least: float | None, tries: int | None
+    engine: "Engine", requests: Sequence[GenerationRequest], view: View, least: float | None, tries: int | None
 ) -> Iterator[Result | RejectedError]:
     """As `paint_most`; of each request the first try that is at least so alike, else the best of all tries.
 
     A later try has another seed, which its record names. Without `least` every first try is taken. Where a later try
-    fails, the best picture so far is yielded, and then the error is raised.
+    fails, the best picture so far is yielded, what else is finished without a gap, and then the error is raised.
     """
-    own, theirs = tee(requests)
-    for request, first in zip(own, paint_most(engine, theirs, view), strict=False):
-        best = first
+    placed, expected = paint_placed(engine, requests, view), 0
+    for place, best in placed:
+        if place != expected:  # of those that were finished when one failed: who counts must not take it for another
+            continue
+        request, expected = requests[place], expected + 1
         for number in range(1, tries or DEFAULT_TRIES) if least is not None else ():
             assert least is not None and request.seed is not None
             if _likeness(best) >= least:
@@ -55,13 +56,29 @@ def paint_alike(
             try:
                 for other in paint_most(engine, [request.model_copy(update={"seed": seed})], view):
                     best = max(best, other, key=_likeness)
-            except GessoError:  # Ctrl-C, too
-                if isinstance(best, Result):
-                    yield best
-                raise
+            except GessoError as problem:  # Ctrl-C, too
+                if isinstance(best, RejectedError):
+                    raise
+                yield best
+                yield from _finished(placed, problem, expected)
         if least is not None and isinstance(best, Result) and _likeness(best) < least:
             view.warn(f"likeness {_words(best)} after {tries or DEFAULT_TRIES} tries, not {least:g}; the best was kept")
         yield best
+
+
+def _finished(
+    placed: Generator[tuple[int, Result | RejectedError]], problem: GessoError, expected: int
+) -> Iterator[Result | RejectedError]:
+    """Stop the other first tries with this problem; those that are finished, without a gap. Raises it."""
+    place, painted = placed.throw(problem)
+    while True:
+        if place == expected:
+            yield painted
+            expected += 1
+        try:
+            place, painted = next(placed)
+        except StopIteration:
+            raise problem from None
 
 
 def _likeness(result: Result | RejectedError) -> float:

@@ -203,7 +203,7 @@ def verify_model(
 
 @models.command("manifest")
 def make_manifest(
-    model: Annotated[Path, typer.Argument(help="The folder or file of a model, whole and unaltered.")],
+    name: Annotated[str, typer.Argument(help="A model's name, or its folder or file: whole and unaltered.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File; else manifest.txt in the folder, FILE.txt of a file.")
     ] = None,
@@ -220,16 +220,17 @@ def make_manifest(
     from gesso.weights import catalogue, checksums
     from gesso.weights.files import files_of
 
-    if not model.exists():
-        raise FileError(model, "no such folder or file", "name a folder or file with a model in it")
-    entry = catalogue.find(str(model.absolute()))
+    entry = catalogue.find(name)
     entry.require_files()
     if entry.layout == "gesso":
-        raise FileError(model, "has its list, manifest.json, already", f"gesso models verify {model}")
+        raise FileError(name, "has its list, manifest.json, already", f"gesso models verify {name}")
+    files = files_of(entry.folder, entry.files)
+    if elsewhere := [file for file in files if not file.is_relative_to(entry.folder)]:
+        raise FileError(elsewhere[0], f"does not lie in {entry.folder}, whose list it would be in", "list it there")
     path = output or _list_beside(entry)
     if path.exists():
         raise FileError(path, "is there already", "remove it first, or name another with --output")
-    digests = checksums.make(entry.folder, files_of(entry.folder, entry.files), kind)
+    digests = checksums.make(entry.folder, files, kind)
     ready_folder(path.parent)
     with written_aside(path) as aside:
         aside.write_text(checksums.write(digests), encoding="utf-8")
@@ -256,7 +257,8 @@ def _verified(entry: "Entry", list_file: Path | None, *, contents: bool) -> "tup
     if own_list and list_file is None:
         listed = manifest.names(entry.folder)
         return len(listed), manifest.findings(entry.folder, listed, contents=contents)
-    places = [list_file] if list_file else [_list_beside(entry), checksums.SHIPPED / f"{entry.name}.txt"]
+    shipped = checksums.SHIPPED / f"{entry.name}.txt"
+    places = [list_file] if list_file else [_list_beside(entry), entry.folder / checksums.NAME, shipped]
     path = next((place for place in places if place.is_file()), places[0])
     if not path.is_file():
         raise FileError(

@@ -6,7 +6,7 @@ one of them fails. Not here: where pictures go.
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: Vi
 
 def paint_placed(
     engine: "Engine", requests: Iterable[GenerationRequest], view: View
-) -> Iterator[tuple[int, Result | RejectedError]]:
+) -> Generator[tuple[int, Result | RejectedError]]:
     """Yields the place of each request, from 0, and its picture, or that the safety checker rejects it.
 
     Leaving the iteration early cancels the rest. Ctrl-C, or a request that fails, stops the rest, yields what is

@@ -27,7 +27,7 @@ def absolute_paths(fields: Mapping[str, object]) -> dict[str, object]:
         found["identity"] = _file(person)
     for name in ("model", "refiner"):
         if isinstance(found.get(name), str):
-            found[name] = _model(found[name])
+            found[name] = absolute_model(found[name])
     if isinstance(adapters := found.get("lora"), tuple):
         found["lora"] = tuple(_adapter(source) for source in adapters)
     return found
@@ -39,7 +39,8 @@ def _file(value: object) -> object:
     return str(Path(value).absolute())
 
 
-def _model(value: object) -> object:
+def absolute_model(value: object) -> object:
+    """A model's name as it is, and its path in full."""
     from gesso.weights import catalogue
 
     return value if value in catalogue.names() else _file(value)
@@ -60,4 +61,4 @@ def _adapter(value: object) -> object:
     return str(source.path.absolute()) + ("" if scale is None else f"::{value.strip().rpartition('::')[2]}")
 
 
-_OF_PARTS = {"image": _file, "pose": _file, "model": _model}
+_OF_PARTS = {"image": _file, "pose": _file, "model": absolute_model}

@@ -4,6 +4,7 @@ On a terminal a bar moves; without one there is only a line a stage; quiet and J
 """
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
@@ -37,7 +38,8 @@ class View:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            typer.echo(text, err=True)
+            with suppress(OSError):  # what is only told stops no work
+                typer.echo(text, err=True)
 
     def warn(self, text: str) -> None:
         """Something a person should know, though the work goes on."""

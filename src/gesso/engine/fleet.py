@@ -118,13 +118,15 @@ class Fleet:
             pass
 
     def drop_all_idle(self) -> bool:
-        """Let go of every model that has nothing to do, because memory ran out; whether there was one."""
-        for model in self.models:
-            model.readings.clear()
+        """Let go of every model that has nothing to do, and of what all read last, because memory ran out.
+
+        Whether there was any.
+        """
+        forgotten = [model.readings.clear() for model in self.models]
         count = len(self.models)
         while self._drop_idle():
             pass
-        return len(self.models) < count
+        return len(self.models) < count or any(forgotten)
 
     def _exceeds(self, needed: int) -> bool:
         """Whether the models that are there and another of so many bytes are over the budget."""

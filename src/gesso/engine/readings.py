@@ -1,43 +1,37 @@
 """What a model read last: one prompt with several seeds, each a request of its own, is read once.
 
-Here: which requests read alike, and for how long it is kept. Not here: reading (`pipelines`), and requests that are
+Here: which requests read alike. Not here: reading (`pipelines`), and requests that are
 encoded together (`groups`), whose numbers differ in the last digits from those of a request alone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gesso.engine.flight import Run
 
-_MOST = 4  # of the largest text encoders some megabytes each
-
 
 class Readings:
-    """Conditionings of a model's last few requests that were encoded alone."""
+    """The conditioning of a model's last request that was encoded alone: no more is held than its pictures need."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._key, self._kept = "", None
 
     def find(self, run: Run) -> Any | None:
         """What a request like this one came to; None where it has to be read."""
-        found = self._kept.get(key) if (key := _key(run)) else None
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
+        return self._kept if self._key and self._key == _key(run) else None
 
     def keep(self, run: Run, conditioning: Any) -> None:
         """Remember what a request came to, if another may come to the same."""
-        if key := _key(run):
-            self._kept[key] = conditioning
-            while len(self._kept) > _MOST:
-                self._kept.popitem(last=False)
+        key = _key(run)
+        self._key, self._kept = key, conditioning if key else None
 
-    def clear(self) -> None:
-        """Forget all, where memory is short."""
-        self._kept.clear()
+    def clear(self) -> bool:
+        """Forget it, where memory is short; whether there was something."""
+        held = bool(self._key)
+        self._key, self._kept = "", None
+        return held
 
 
 def _key(run: Run) -> str:

@@ -84,9 +84,8 @@ _MAY_BE_BLANK += ("hf_api_token", "civitai_api_token")
 
 
 class FluxCompatibleInput(BaseModel):
-    """One call of a FLUX-compatible predictor. Frozen; null means "not given", and so does a blank text.
-
-    An empty negative prompt is one, though. Unknown fields are dropped.
+    """One call of a FLUX-compatible predictor. Frozen; null means "not given", and so does a blank text of pictures,
+    LoRAs and tokens. Unknown fields are dropped.
 
     Raises:
         RequestError: on construction, for the first field that cannot be used.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gesso.adapters.formats.classification import classify
-from gesso.adapters.formats.peft import CONFIG, LARGEST_CONFIG, read_config
+from gesso.adapters.formats.peft import CONFIG, LARGEST_CONFIG, peft_settings, read_config
 from gesso.adapters.formats.reading import Adapter, read_adapter
 from gesso.adapters.store import checked_file
 from gesso.errors import FileError
@@ -189,3 +189,17 @@ def test_what_is_not_said_is_pefts_default(tmp_path: Path) -> None:
     found = read_config(written(tmp_path / "a", {"rank_pattern": None, "use_rslora": None}))
     assert found is not None
     assert (found.rank, found.alpha, found.kind, found.root) == (plain.r, plain.lora_alpha, "lora", False)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(\w+)+!", r"(?#[)(\w+)+!(?#])", r"(?x:(\w+) +)!", r"(?=a)b", "a b", "x" * 501, r"[\w.]+[\w.]+[\w.]+!"]
+)
+def test_patterns_that_could_be_tried_for_ever_are_refused(pattern: str, tmp_path: Path) -> None:
+    """Those of strangers hold up everybody; in a file's metadata the others beside one still count."""
+    path = written(tmp_path, {"r": 2, "lora_alpha": 32, "alpha_pattern": {pattern: 4}})
+    with pytest.raises(FileError, match="a plain regular expression"):
+        read_config(path)
+    found = peft_settings(
+        {"lora_adapter_metadata": json.dumps({"lora_alpha": 16, "alpha_pattern": {"to_q": 4, pattern: 2, "to_k": 1}})}
+    )
+    assert [found.scale(f"attn.{name}", 8, "lora") for name in ("to_q", "to_k", "to_v")] == [0.5, 0.125, 2.0]

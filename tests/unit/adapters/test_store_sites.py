@@ -191,7 +191,10 @@ def test_a_configuration_that_changed_or_is_lost_comes_again(loopback: Hub) -> N
     files["adapter_config.json"] = CONFIGS[1]
     assert have("owner/peft", update=True).outcome == "updated"
     assert have("owner/peft").adapter.path.with_name("adapter_config.json").read_bytes() == CONFIGS[1]
-    assert [bool(each.origins) for each in AdapterStore().adapters()] == [True, False, False]
+    store = AdapterStore()
+    assert [bool(each.origins) for each in store.adapters()] == [True, False, False]
+    for each in store.adapters():  # one of them without a configuration: its digits begin those of the others
+        assert store.find(each.name) == each
 
 
 def test_configurations_that_are_not_kept(loopback: Hub) -> None:
@@ -200,6 +203,9 @@ def test_configurations_that_are_not_kept(loopback: Hub) -> None:
     AdapterStore().remove(AdapterStore().adapters()[0])
     files = loopback.repositories["owner/peft"] = {"a.safetensors": PEFT, "adapter_config.json": b" " * (1 << 21)}
     assert "adapter_config.json has more than 1048576 bytes" in refusal(RunError, "owner/peft")
+    files["adapter_config.json"] = b'{"peft_type": "IA3"}'
+    assert "adapter_config.json beside it says peft_type" in refusal(RunError, "owner/peft")
+    assert AdapterStore().adapters() == []
     files["adapter_config.json"] = CONFIGS[0]
     loopback.status["adapter_config.json"] = [403]
     assert "adapter_config.json is refused (HTTP 403); accept its terms" in refusal(RunError, "owner/peft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,35 @@ def test_the_best_is_kept_where_a_later_try_breaks(
     painted = []
     with View(silent=True) as view, pytest.raises(type(problem)):
         painted.extend(paint_alike(engine, [ask(8), ask(7), ask(8)], view, 0.4, 4))
-    assert [each.seed for each in painted if isinstance(each, Result)] == [8, 7]
+    assert [each.seed for each in painted if isinstance(each, Result)][:2] == [8, 7]
+
+
+def test_first_tries_that_are_finished_are_kept_where_a_later_one_breaks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a gap: what comes after one would be taken for another."""
+    whole = [result for seed in (7, 8, 9) for result in engine.run(ask(seed))]
+
+    def placed(*arguments: Any) -> Generator[tuple[int, Result | RejectedError]]:
+        try:
+            yield 0, whole[0]
+        except RunError:
+            yield from ((1, whole[1]), (3, whole[2]))
+            raise
+
+    monkeypatch.setattr("gesso.cli.likeness.paint_placed", placed)
+    break_later_tries(monkeypatch, RunError("the model broke"), 1)
+    painted = []
+    with View(silent=True) as view, pytest.raises(RunError, match="the model broke"):
+        painted.extend(paint_alike(engine, [ask(seed) for seed in (7, 8, 9, 10)], view, 1.0, 4))
+    assert painted == whole[:2]
 
 
 def test_of_a_rejected_picture_nothing_is_kept_where_a_later_try_breaks(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries = iter([iter([RejectedError([7], 1)]), failing(RunError("the model broke"))])
-    monkeypatch.setattr("gesso.cli.likeness.paint_most", lambda *arguments: next(tries))
+    monkeypatch.setattr("gesso.cli.likeness.paint_placed", lambda *_: ((0, each) for each in [RejectedError([7], 1)]))
+    monkeypatch.setattr("gesso.cli.likeness.paint_most", lambda *_: failing(RunError("the model broke")))
     with View(silent=True) as view, pytest.raises(RunError):
         assert next(paint_alike(engine, [ask(7)], view, 0.4, 4)) is None
 
@@ -94,7 +115,7 @@ def test_the_command_saves_the_best_and_fails(
 
 def break_later_tries(monkeypatch: pytest.MonkeyPatch, problem: GessoError, number: int) -> None:
     """The try of that number after the first fails; others are painted."""
-    calls = iter(range(100))
+    calls = iter(range(1, 100))
 
     def painted(*arguments: Any) -> Iterator[Result | RejectedError]:
         return failing(problem) if next(calls) == number else paint_most(*arguments)

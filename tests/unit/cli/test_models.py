@@ -86,6 +86,20 @@ def test_a_list_of_one_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "1 files, all whole" in call(capsys, "models", "verify", file.with_name("other.safetensors")).out
 
 
+def test_a_list_of_a_model_by_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    folder = write_tiny_sdxl(tmp_path / "model")
+    (tmp_path / "models.toml").write_text('[models.mine]\npath = "model"\n')
+    hint = call(capsys, "models", "verify", "mine").error.rpartition(": ")[2]
+    assert hint == "gesso models manifest mine"
+    assert call(capsys, *hint.split()[1:]).out.startswith(str(folder / "manifest.txt"))
+    assert "all whole" in call(capsys, "models", "verify", "mine").out
+    outcome = call(capsys, "models", "manifest", "x" * 300)
+    assert outcome.status == 2 and "fault of gesso" not in outcome.error
+
+
 def test_what_was_pulled_says_which_file_is_short(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

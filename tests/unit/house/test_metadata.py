@@ -1,6 +1,7 @@
 """Records in pictures: round trips in every format, refusal of whatever was damaged or changed, migration."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +204,12 @@ def test_the_starting_picture_is_remembered_by_digest(tmp_path: Path) -> None:
 def test_request_defaults_survive() -> None:
     record = make_record()
     assert GenerationRequest.model_validate(record["request"]).deterministic is False
+
+
+def test_what_never_ends_has_no_digest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(FileError, match="is no plain file"):
+            metadata.file_digest(path)
+    with pytest.raises(FileError, match="no such file"):
+        metadata.file_digest(tmp_path / "none")

@@ -24,6 +24,8 @@ _METADATA = "lora_adapter_metadata"
 _KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 _DEFAULT = 8  # PEFT's rank and alpha where its file has none
 _MOST = 1e9
+_PLAIN = re.compile(r"(?!.*\(\?)[\w.\\|()^$*+?\[\]-]{0,500}", re.ASCII)
+"""What a pattern may be made of: no comments, flags, blanks or looking ahead, behind which repetitions could hide."""
 _MOST_WAYS = 1 << 15  # in which all patterns together may be tried on a name: files of strangers are matched too
 _MEND = f"mend it, or take {CONFIG} away"
 
@@ -48,10 +50,7 @@ class PeftSettings:
     def _alpha(self, group: str, said: Mapping[str, Any]) -> Any:
         patterns = said.get("alpha_pattern")
         if id(patterns) not in self._read:
-            try:
-                self._read[id(patterns)] = _compiled(patterns if isinstance(patterns, dict) else {})
-            except _PatternError:
-                self._read[id(patterns)] = ()
+            self._read[id(patterns)] = _usable(patterns if isinstance(patterns, dict) else {})
         module = group.removeprefix(WRAPPER)
         # Patterns know nothing of the part of a pipeline that stands before a module.
         return _matched(self._read[id(patterns)], module.removeprefix(prefix_of(module)), said.get("lora_alpha"))
@@ -121,8 +120,11 @@ def config_beside(path: Path) -> bytes:
 def read_config(path: Path) -> PeftConfig | None:
     """The configuration beside a file of weights, None where none is. Raises FileError for one that is broken."""
     content = config_beside(path)
-    if not content:
-        return None
+    return parse_config(path, content) if content else None
+
+
+def parse_config(path: Path, content: bytes) -> PeftConfig:
+    """The configuration of a file of weights. Raises FileError for one that is broken."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -191,6 +193,8 @@ def _compiled(patterns: Mapping[str, Any]) -> _Patterns:
     found: list[tuple[re.Pattern[str], Any]] = []
     ways = 0
     for key, value in patterns.items():
+        if not _PLAIN.fullmatch(key):
+            raise _PatternError(key)
         try:
             found.append((re.compile(rf"(.*\.)?({key})$"), value))
         except (re.error, RecursionError, OverflowError) as error:
@@ -199,6 +203,18 @@ def _compiled(patterns: Mapping[str, Any]) -> _Patterns:
         if ways > _MOST_WAYS:
             raise _PatternError(key)
     return tuple(found)
+
+
+def _usable(patterns: Mapping[str, Any]) -> _Patterns:
+    """Those that can be compiled, without the others."""
+    kept: dict[str, Any] = {}
+    for key, value in patterns.items():
+        try:
+            _compiled({**kept, key: value})
+        except _PatternError:
+            continue
+        kept[key] = value
+    return _compiled(kept)
 
 
 def _ways(key: str) -> int:
