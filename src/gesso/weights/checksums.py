@@ -21,20 +21,6 @@ NAME = "manifest.txt"
 SHIPPED = Path(__file__).parent / "lists"
 """Lists of published models, `<catalogue name>.txt`."""
 
-ESSENTIAL = (
-    "model_index.json",
-    "transformer/config.json",
-    "transformer/*.safetensors*",
-    "vae/config.json",
-    "vae/*.safetensors",
-    "text_encoder/config.json",
-    "text_encoder/*.safetensors*",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "scheduler/scheduler_config.json",
-)
-"""What of a Z-Image's folder its authors' lists are made of."""
-
 Kind = Literal["md5", "sha256"]
 
 _DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
@@ -101,11 +87,6 @@ def write(digests: Mapping[str, str | None]) -> str:
         if len(name.split()) != 1:
             raise FileError(name, "has blanks in its path, which a list of checksums cannot hold", "rename it")
     return "".join(f"{digits}  {name}\n" if digits else f"{name}\n" for name, digits in digests.items())
-
-
-def essential(folder: Path) -> list[Path]:
-    """The files of a Z-Image's folder that its authors' lists are made of."""
-    return [path for pattern in ESSENTIAL for path in folder.glob(pattern) if path.is_file()]
 
 
 def make(folder: Path, files: Iterable[Path], kind: Kind = "md5") -> dict[str, str | None]:

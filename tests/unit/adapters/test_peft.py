@@ -203,3 +203,14 @@ def test_patterns_that_could_be_tried_for_ever_are_refused(pattern: str, tmp_pat
         {"lora_adapter_metadata": json.dumps({"lora_alpha": 16, "alpha_pattern": {"to_q": 4, pattern: 2, "to_k": 1}})}
     )
     assert [found.scale(f"attn.{name}", 8, "lora") for name in ("to_q", "to_k", "to_v")] == [0.5, 0.125, 2.0]
+
+
+def test_an_alpha_for_every_module_is_read_at_once() -> None:
+    """Each pattern is compiled once, not again for every module or pattern."""
+    names = [f"blocks.{number}.to_q" for number in range(2000)]
+    found = peft_settings(
+        {"lora_adapter_metadata": json.dumps({"alpha_pattern": {name: 8 * place for place, name in enumerate(names)}})}
+    )
+    for place in (0, 1, 1999):
+        assert found.scale(names[place], 8, "lora") == place
+    assert len(found._parts) == 1

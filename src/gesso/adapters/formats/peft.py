@@ -37,29 +37,26 @@ class PeftSettings:
     """The configuration from a file's metadata, which says what it says of LoRAs and no more."""
 
     values: Mapping[str, Any]
-    _read: dict[int, _Patterns] = field(default_factory=dict, repr=False)  # by the identity of what they are of
+    _parts: dict[str, tuple[Mapping[str, Any], _Patterns]] = field(default_factory=dict, repr=False)  # as asked for
 
     def scale(self, group: str, rank: int, kind: str) -> float:
         """Alpha over rank, or over its root (rsLoRA, arXiv:2312.03732); 1 where nothing is said."""
-        said = self._said(group)
-        alpha = self._alpha(group, said)
+        said, patterns = self._of(prefix_of(group))
+        module = group.removeprefix(WRAPPER)
+        # Patterns know nothing of the part of a pipeline that stands before a module.
+        alpha = _matched(patterns, module.removeprefix(prefix_of(module)), said.get("lora_alpha"))
         if kind != "lora" or not _is_number(alpha):
             return 1.0
         return alpha / (math.sqrt(rank) if said.get("use_rslora") is True else rank)
 
-    def _alpha(self, group: str, said: Mapping[str, Any]) -> Any:
-        patterns = said.get("alpha_pattern")
-        if id(patterns) not in self._read:
-            self._read[id(patterns)] = _usable(patterns if isinstance(patterns, dict) else {})
-        module = group.removeprefix(WRAPPER)
-        # Patterns know nothing of the part of a pipeline that stands before a module.
-        return _matched(self._read[id(patterns)], module.removeprefix(prefix_of(module)), said.get("lora_alpha"))
-
-    def _said(self, group: str) -> Mapping[str, Any]:
-        """What is for a module: diffusers puts the part before each name, as in "transformer.lora_alpha"."""
-        part = prefix_of(group)
-        own = {key: value for key, value in self.values.items() if part and key.startswith(part)} or self.values
-        return {key.rpartition(".")[2]: value for key, value in reversed(list(own.items()))}  # the first counts
+    def _of(self, part: str) -> tuple[Mapping[str, Any], _Patterns]:
+        """What is for a part: diffusers puts it before each name, as in "transformer.lora_alpha"; and its patterns."""
+        if part not in self._parts:
+            own = {key: value for key, value in self.values.items() if part and key.startswith(part)} or self.values
+            said = {key.rpartition(".")[2]: value for key, value in reversed(list(own.items()))}  # the first counts
+            patterns = said.get("alpha_pattern")
+            self._parts[part] = said, _compiled(patterns if isinstance(patterns, dict) else {}, strict=False)
+        return self._parts[part]
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def _patterns(path: Path, found: Mapping[str, Any], name: str, read: Callable[[P
         raise _broken(path, name, values, "an object of names and numbers")
     numbers = {key: read(path, f"{name} of {json.dumps(key)[:80]}", value) for key, value in (values or {}).items()}
     try:
-        return _compiled(numbers)
+        return _compiled(numbers, strict=True)
     except _PatternError as error:
         raise _broken(path, name, str(error), "a name of modules, or a plain regular expression of one") from error
 
@@ -188,33 +185,23 @@ class _PatternError(Exception):
     """No pattern, or one that could be tried for ever."""
 
 
-def _compiled(patterns: Mapping[str, Any]) -> _Patterns:
-    """Patterns as PEFT matches them: a regular expression that the name of a module is, or ends with after a dot."""
+def _compiled(patterns: Mapping[str, Any], *, strict: bool) -> _Patterns:
+    """Patterns as PEFT matches them: a regular expression that the name of a module is, or ends with after a dot.
+
+    Those that cannot be used raise _PatternError, or are left out where it is not `strict`.
+    """
     found: list[tuple[re.Pattern[str], Any]] = []
-    ways = 0
+    left = _MOST_WAYS
     for key, value in patterns.items():
-        if not _PLAIN.fullmatch(key):
-            raise _PatternError(key)
         try:
+            if not _PLAIN.fullmatch(key) or _ways(key) > left:
+                raise _PatternError(key)
             found.append((re.compile(rf"(.*\.)?({key})$"), value))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise _PatternError(key) from error
-        ways += _ways(key)
-        if ways > _MOST_WAYS:
-            raise _PatternError(key)
+            left -= _ways(key)
+        except (re.error, RecursionError, OverflowError, _PatternError) as error:
+            if strict:
+                raise _PatternError(key) from error
     return tuple(found)
-
-
-def _usable(patterns: Mapping[str, Any]) -> _Patterns:
-    """Those that can be compiled, without the others."""
-    kept: dict[str, Any] = {}
-    for key, value in patterns.items():
-        try:
-            _compiled({**kept, key: value})
-        except _PatternError:
-            continue
-        kept[key] = value
-    return _compiled(kept)
 
 
 def _ways(key: str) -> int:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gesso.engine.loading import infinite_you
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError
 from gesso.models.diffusers_parts import flux_transformer
 from gesso.models.flux_text import FluxText, load_flux_text
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_autoencoder, load_network
-from gesso.weights.files import check_shards, digest, files_of
+from gesso.weights.files import check_shards
 from gesso.weights.flow_schedule import read_schedule
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _put_together(entry: Entry, build: Build) -> FluxPipeline:
         scheduler=asdict(schedule),
         defaults=_defaults(entry, distilled=not values["guidance_embeds"]),
         name=entry.name,
-        digest=digest(files_of(folder, entry.files)) if weights else "",
+        digest=weights_digest(entry) if weights else "",
         guest=infinite_you.guest(build, values),
         device=build.device,
         dtype=dtype,

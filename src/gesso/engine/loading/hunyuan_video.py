@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError
 from gesso.models.diffusers_parts import hunyuan_video_autoencoder, hunyuan_video_transformer
 from gesso.models.hunyuan_video_text import HunyuanVideoText, load_hunyuan_video_text
@@ -21,7 +22,7 @@ from gesso.models.kl_autoencoder import scaling_problem
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_network
-from gesso.weights.files import check_shards, digest, files_of
+from gesso.weights.files import check_shards
 from gesso.weights.flow_schedule import FlowSchedule, read_schedule
 from gesso.weights.infinity import parse
 
@@ -74,7 +75,7 @@ def load_published(entry: Entry, build: Build) -> HunyuanVideoPipeline:
         device=torch.device(build.device),
         dtype=dtype,
         name=entry.name,
-        digest=digest(files_of(folder, entry.files)) if weights else "",
+        digest=weights_digest(entry) if weights else "",
     )
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError
 from gesso.models.qwen_image_text import QwenImageText, load_qwen_image_text
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
-from gesso.weights.files import check_shards, digest, files_of
+from gesso.weights.files import check_shards
 from gesso.weights.flow_schedule import StretchedSchedule, read_schedule
 from gesso.weights.infinity import parse
 from gesso.weights.qwen_image import load_autoencoder, load_transformer
@@ -59,7 +60,7 @@ def load_published(entry: Entry, build: Build) -> QwenImagePipeline:
         scheduler=asdict(schedule),
         defaults=parse(QwenImageDefaults, entry.defaults, folder),
         name=entry.name,
-        digest=digest(files_of(folder, entry.files)) if weights else "",
+        digest=weights_digest(entry) if weights else "",
         device=torch.device(build.device),
         dtype=dtype,
     )

@@ -14,6 +14,7 @@ import torch
 
 from gesso.engine.loading import sdxl_refiner
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError, MissingError
 from gesso.models.diffusers_parts import unet_2d_condition
 from gesso.models.sdxl_text import ENCODERS, TOKENIZER_FILES, TOKENIZERS, SdxlText, assemble, load_sdxl_text
@@ -22,7 +23,7 @@ from gesso.weights import catalogue
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_autoencoder, load_network
-from gesso.weights.files import check_shards, digest, files_of
+from gesso.weights.files import check_shards
 from gesso.weights.infinity import parse
 from gesso.weights.noise_schedule import NAME, NoiseSchedule, read_noise_schedule
 from gesso.weights.sdxl_file import part_folder, read_parts
@@ -102,7 +103,7 @@ def _put_together(
         device=torch.device(build.device),
         dtype=build.dtype,
         name=entry.name,
-        digest=digest(files_of(entry.folder, entry.files)) if build.weights else "",
+        digest=weights_digest(entry) if build.weights else "",
         zero_empty=zero_empty,
         refiner=sdxl_refiner.guest(build, autoencoder.config["latent_channels"], text),
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from gesso.engine.loading import check_pulled
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError, RequestError
 from gesso.models.diffusers_parts import unet_2d_condition
 from gesso.models.sdxl_text import SdxlText
@@ -21,7 +22,7 @@ from gesso.weights import catalogue, digests
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
 from gesso.weights.diffusers_layout import load_network
-from gesso.weights.files import digest, files_of
+from gesso.weights.files import files_of
 from gesso.weights.noise_schedule import NAME, read_noise_schedule
 from gesso.weights.sdxl_file import part_folder, read_refiner
 
@@ -73,7 +74,7 @@ def _read(entry: Entry, dtype: torch.dtype, *, weights: bool) -> RefinerNetwork:
         unet = load_network(entry.folder / "unet", unet_2d_condition(), dtype, weights=weights)
         zero_empty = bool(read_config(entry.folder, "model_index.json").get("force_zeros_for_empty_prompt", True))
         schedule = read_noise_schedule(entry.folder / "scheduler")
-    made_of = digest(files_of(entry.folder, entry.files)) if weights else ""
+    made_of = weights_digest(entry) if weights else ""
     return RefinerNetwork(unet=unet, scheduler=schedule.values(), zero_empty=zero_empty, digest=made_of)
 
 

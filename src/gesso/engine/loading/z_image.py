@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gesso.engine.loading.build import Build
+from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError
 from gesso.models.qwen_text import QwenText
 from gesso.models.s3dit.config import S3DiTConfig
@@ -20,7 +21,6 @@ from gesso.pipelines.z_image import ZImagePipeline
 from gesso.pipelines.z_image_state import BASE, EDIT, TURBO, ZImageDefaults
 from gesso.weights.catalogue import Entry
 from gesso.weights.configuration import read_config
-from gesso.weights.files import digest, files_of
 from gesso.weights.flow_schedule import read_schedule
 from gesso.weights.infinity import parse
 from gesso.weights.z_image import PICTURE_PARTS, load_autoencoder, load_pictures, load_text, load_transformer
@@ -61,7 +61,7 @@ def _put_together(entry: Entry, build: Build) -> ZImagePipeline:
         shift=shift,
         defaults=_defaults(entry, editing=called == "ZImageOmniPipeline", distilled=shift.shift <= _TURBO_SHIFT),
         name=entry.name,
-        digest=digest(files_of(folder, (*entry.files, *parts))) if weights else "",
+        digest=weights_digest(entry) if weights else "",
         pictures=pictures,
         device=build.device,
         dtype=dtype,
