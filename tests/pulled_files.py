@@ -1,11 +1,18 @@
-"""Folders as a pull leaves them: with a manifest of what lies in them. Not here: hubs to pull from (`hub_server`)."""
+"""Folders as a pull leaves them, with a manifest of what lies in them, and what loading makes of that.
+
+Not here: hubs to pull from (`hub_server`).
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from gesso.weights import manifest
+import pytest
+
+from gesso.engine.loading import load_pipeline
+from gesso.errors import MissingError, WeightsError
+from gesso.weights import catalogue, manifest
 
 
 def list_files(folder: Path) -> Path:
@@ -24,3 +31,17 @@ def alter(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
+
+
+def assert_checked(called: str, folder: Path, file: Path) -> None:
+    """That a pulled model is held against what was pulled, by whatever it is called; spoils it."""
+    pull = f"gesso models pull {folder.name}$"
+    assert catalogue.find(called).name == called
+    assert load_pipeline(called, "cpu", "float32")
+    (folder / manifest.UNFINISHED).mkdir()
+    with pytest.raises(MissingError, match=rf"cut short in .*; get it with: {pull}"):
+        load_pipeline(called, "cpu", "float32")
+    (folder / manifest.UNFINISHED).rmdir()
+    alter(file)
+    with pytest.raises(WeightsError, match=rf"{file.name} was altered; mend it with: {pull}"):
+        load_pipeline(called, "cpu", "float32")

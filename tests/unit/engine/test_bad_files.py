@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from gesso.engine.loading import load_pipeline
-from gesso.errors import GessoError, MissingError, WeightsError
-from gesso.weights import catalogue, manifest
-from tests.pulled_files import alter, list_files
+from gesso.errors import GessoError, WeightsError
+from gesso.weights import manifest
+from tests.pulled_files import alter, assert_checked, list_files
 from tests.tiny_z_image import write_published
 
 NAME = "z-image-turbo"
@@ -113,15 +113,7 @@ def written(way: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_pulled_model_is_checked_however_it_is_called(model: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (model.parents[1] / "models.toml").write_text(f'[models.alias]\npath = "weights/{NAME}"\n')
     called = written(way, model, monkeypatch)
-    assert catalogue.find(called).name == called
-    assert load_pipeline(called, "cpu", "float32")
-    (model / manifest.UNFINISHED).mkdir()
-    with pytest.raises(MissingError, match=rf"cut short in .*; get it with: gesso models pull {NAME}$"):
-        load_pipeline(called, "cpu", "float32")
-    (model / manifest.UNFINISHED).rmdir()
-    alter(shards(model)[0])
-    with pytest.raises(WeightsError, match=rf"was altered; mend it with: gesso models pull {NAME}$"):
-        load_pipeline(called, "cpu", "float32")
+    assert_checked(called, model, shards(model)[0])
 
 
 @pytest.mark.parametrize("way", ["name", "absolute", "relative"])

@@ -22,9 +22,9 @@ from gesso.errors import FileError, GessoError, MissingError, WeightsError
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.pipelines.sdxl_state import SdxlDefaults
 from gesso.request import GenerationRequest
-from gesso.weights import catalogue, manifest
+from gesso.weights import catalogue
 from tests.oracle import run_plainly
-from tests.pulled_files import alter, list_files
+from tests.pulled_files import assert_checked, list_files
 from tests.tiny_sdxl import tiny_pipeline, write_single_file, write_tiny_sdxl
 
 REQUEST = GenerationRequest(prompt="a red star", negative="a ring", seed=3, steps=2, guidance=2.0)
@@ -132,15 +132,7 @@ def test_one_that_was_pulled_is_checked_by_its_file_too(
     list_files(home)
     monkeypatch.chdir(home.parent)
     called = {"name": "sdxl", "folder": str(home), "absolute": str(own), "relative": f"sdxl/{own.name}"}[way]
-    assert catalogue.find(called).name == called
-    assert load_pipeline(called, "cpu", "float32")
-    (home / manifest.UNFINISHED).mkdir()
-    with pytest.raises(MissingError, match=r"gesso models pull sdxl$"):
-        load_pipeline(called, "cpu", "float32")
-    (home / manifest.UNFINISHED).rmdir()
-    alter(own)
-    with pytest.raises(WeightsError, match=r"1\.0\.safetensors was altered; mend it with: gesso models pull sdxl$"):
-        load_pipeline(called, "cpu", "float32")
+    assert_checked(called, home, own)
 
 
 def test_the_autoencoder_stays_in_float32(whole: Path, whole_file: Path) -> None:
