@@ -58,18 +58,24 @@ def tiny_word_encoder(seed: int = 2) -> WordEncoder:
     return WordEncoder(TEXT).eval().requires_grad_(False)
 
 
-def tiny_pipeline(defaults: GenerationDefaults = DEFAULTS, *, patchify: bool = False) -> InfinityPipeline:
-    """The pipeline in float32, straight from its parts; patchified, the same pictures from four times as few cells."""
+def tiny_pipeline(
+    defaults: GenerationDefaults = DEFAULTS, *, patchify: bool = False, dtype: torch.dtype = torch.float32
+) -> InfinityPipeline:
+    """The pipeline straight from its parts; patchified, the same pictures from four times as few cells.
+
+    `dtype` is that of the blocks.
+    """
     network = replace(NETWORK, patchify=patchify, bits=BITS * (4 if patchify else 1))
     tokenizer = replace(TOKENIZER, stride=4) if patchify else TOKENIZER
     return InfinityPipeline(
-        transformer=tiny_transformer(network),
+        transformer=tiny_transformer(network).cast_blocks(dtype),
         autoencoder=tiny_tokenizer(tokenizer),
         text=tiny_word_encoder(),
         schedules=SCHEDULES,
         defaults=defaults,
         name="tiny",
         digest="none",
+        dtype=dtype,
     )
 
 

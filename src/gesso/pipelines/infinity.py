@@ -4,8 +4,12 @@ Here: what is peculiar to the family. Guidance runs a second row a picture (null
 last scale that is guided; keys and values lie in one cache a company, which is copied only when company changes.
 Not here: files and dtypes (`engine/loading`), the loop (`engine`), the network (`models/infinity`).
 
+A revision decodes the finished picture, codes it by the tokenizer as if it were given, and paints the last scales anew:
+SDEdit (arXiv:2108.01073) of its own picture, in bits. What was left between two pictures becomes one of them, for true
+pictures are what the network knows best. Coding the sum of codes itself, without pixels between, mends nothing.
+
 Random numbers: picture i has one CPU generator seeded `seed + i`; each scale draws its Exp(1) noise `[n,2K]` from it,
-in order of scales, whether or not sampling leaves anything to chance.
+in order of scales and then of revisions, whether or not sampling leaves anything to chance.
 Shapes: B pictures, R rows, n tokens of the scale, K bits a token, k bits a latent cell, h w a grid of cells, H W the
 final one.
 """
@@ -18,19 +22,26 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gesso.devices import CPU
-from gesso.errors import RequestError
 from gesso.models.infinity.autoencoder import Autoencoder, to_uint8
 from gesso.models.infinity.cache import CacheRow, gather
-from gesso.models.infinity.cost import cache_bytes, decode_flops, decode_peak_bytes, scale_flops, text_flops
-from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantize, shrink, to_tokens
-from gesso.models.infinity.scales import Grid, ScaleSchedule
+from gesso.models.infinity.quantizer import (
+    codes,
+    enlarge,
+    from_tokens,
+    quantize,
+    shrink,
+    sum_of_codes,
+    to_tokens,
+)
+from gesso.models.infinity.scales import ScaleSchedule
 from gesso.models.infinity.transformer import InfinityTransformer, LayerGuidance, TextCondition, text_mask
 from gesso.pictures import cover_crop, read_pixels
-from gesso.pipelines.contract import Cost, Output, Plan
+from gesso.pipelines.contract import Output, Plan
+from gesso.pipelines.infinity_plan import InfinityPlanner, is_guided, per_scale
 from gesso.pipelines.infinity_state import (
     Company,
     GenerationDefaults,
@@ -41,13 +52,7 @@ from gesso.pipelines.infinity_state import (
     split_text,
 )
 from gesso.pipelines.planning import (
-    check_list,
     chunks,
-    picture_size,
-    seed_or_drawn,
-    unknown_words,
-    value_or,
-    without_effect,
 )
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
@@ -56,8 +61,6 @@ from gesso.sampling.guidance import NEGATIVE, PROMPT, branches, guide
 _T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
-_WITHOUT_EFFECT = ("steps", "scheduler", "true_guidance", "guidance_normalization", "guidance_truncation")
-_WITHOUT_EFFECT += ("frames", "fps", "mask", "clip_skip", "refiner")
 
 
 class InfinityPipeline:
@@ -82,116 +85,29 @@ class InfinityPipeline:
         self.transformer, self.autoencoder, self.text = transformer, autoencoder, text
         self.schedules, self.defaults, self.name, self.digest = dict(schedules), defaults, name, digest
         self.config, self.device, self.dtype = transformer.config, torch.device(device), dtype
-
-    # ---- plan -------------------------------------------------------------------------------------------------------
+        self.planner = InfinityPlanner(transformer, autoencoder, text, self.schedules, defaults, name, dtype)
 
     def plan(self, request: GenerationRequest) -> Plan:
         """Fill blanks, check sizes, lists and the prompt's length, and count the work. Raises RequestError."""
-        schedule, size = self._schedule(request)
-        defaults, picture = self.defaults, request.init_image
-        filled = request.model_copy(
-            update={
-                "seed": seed_or_drawn(request),
-                "width": size[1],
-                "height": size[0],
-                "guidance": value_or(request.guidance, defaults.guidance),
-                "temperature": value_or(request.temperature, defaults.temperature),
-                "guidance_layer": value_or(request.guidance_layer, defaults.guidance_layer),
-                "top_k": value_or(request.top_k, defaults.top_k),
-                "top_p": value_or(request.top_p, defaults.top_p),
-                "init_strength": value_or(request.init_strength, defaults.init_strength) if picture else None,
-            }
-        )
-        for name in ("guidance", "temperature"):
-            check_list(filled, name, len(schedule), "scale")
-        layer = filled.guidance_layer or 0
-        if layer and self.config.depth + layer <= 0:
-            layers = f"0 or from {1 - self.config.depth} to -1" if self.config.depth > 1 else "0"
-            raise RequestError("guidance_layer", layer, f"{layers} for {self.name}")
-        tokens = self._check_text("prompt", request.prompt)
-        if request.negative:
-            tokens = max(tokens, self._check_text("negative", request.negative))
-        if request.init_image:
-            picture_size("init_image", request.init_image)
-        costs = self._costs(filled, schedule, tokens)
-        total = sum(costs, Cost(flops=text_flops(self.config, tokens), bytes=0.0))
-        latent = schedule.latent_grids(self.config.patchify)[-1]
-        total += Cost(flops=decode_flops(self.autoencoder.config, latent), bytes=0.0)
-        peak = self._peak_bytes(schedule, latent)
-        return Plan(request=filled, steps=len(schedule), cost=total, peak_bytes=peak, warnings=self._warnings(request))
-
-    def _schedule(self, request: GenerationRequest) -> tuple[ScaleSchedule, tuple[int, int]]:
-        width, height = request.width, request.height
-        if width is None and height is None:
-            width, height = self.defaults.width, self.defaults.height
-        sizes = self.schedules
-        if width is None or height is None:  # one edge given: the other follows where only one size has it
-            found = [size for size in sizes if size[1] == width or size[0] == height]
-            if len(found) == 1:
-                return sizes[found[0]], found[0]
-            width, height = width or height or 0, height or width or 0
-        if (height, width) in sizes:
-            return sizes[height, width], (height, width)
-        near = sorted(sizes, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
-        known = width in {size[1] for size in sizes}
-        field = "height" if request.width is None or (known and request.height is not None) else "width"
-        nearest = " or ".join(f"{found[1]}x{found[0]}" for found in near)
-        value = height if field == "height" else width
-        raise RequestError(field, value, f"part of a size that {self.name} paints", f"nearest: {nearest}")
-
-    def _check_text(self, field: str, text: str) -> int:
-        tokens, most = self.text.count(text), self.text.max_tokens
-        if tokens > most:
-            raise RequestError(
-                field, text, f"at most {most} tokens long for {self.name}", f"it has {tokens}; shorten it"
-            )
-        return tokens
-
-    def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
-        words = unknown_words(self.text, request, self.name)
-        return words + without_effect(request, _WITHOUT_EFFECT, self.name)
-
-    def _costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
-        """Cost of each scale of one picture."""
-        guidance = _values(request.guidance, len(schedule))
-        last = max((i for i, value in enumerate(guidance) if value != 1), default=-1)
-        each = torch.finfo(self.dtype).bits // 8
-        weights = sum(p.numel() for p in self.transformer.blocks.parameters()) * each
-        costs = []
-        for scale in range(len(schedule)):
-            rows = 2 if scale <= last else 1
-            kept = self.config.depth * 2 * schedule.starts[scale + 1] * self.config.width * each
-            flops = rows * scale_flops(self.config, schedule, scale, tokens)
-            costs.append(Cost(flops=flops, bytes=float(weights + rows * kept)))
-        return tuple(costs)
-
-    def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid) -> int:
-        each = torch.finfo(self.dtype).bits // 8
-        parts = (self.transformer, self.autoencoder, getattr(self.text, "network", self.text))  # or it is one itself
-        weights = sum(p.nbytes for part in parts if isinstance(part, nn.Module) for p in part.parameters())
-        n = schedule.starts[-1] - schedule.starts[-2]
-        stepping = (
-            cache_bytes(self.config, schedule, 2, each) + 2 * n * (self.config.hidden + 8 * self.config.width) * 4
-        )
-        return weights + max(stepping, decode_peak_bytes(self.autoencoder.config, latent, 4))
+        return self.planner.plan(request)
 
     # ---- encode and begin -------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def encode(self, plans: Sequence[Plan]) -> list[InfinityConditioning]:
         """Text of each plan, read once for all its pictures and scales; bits of a given picture."""
-        guided = [plan for plan in plans if _is_guided(plan)]
+        guided = [plan for plan in plans if is_guided(plan)]
         prompts = self.text.features([plan.request.prompt for plan in plans])
         negatives = iter(self.text.features([text for plan in guided if (text := plan.request.negative)]))
         nulls = [
             next(negatives) if plan.request.negative else self.transformer.null_text[: len(features_TE)]
             for plan, features_TE in zip(plans, prompts, strict=True)
-            if _is_guided(plan)
+            if is_guided(plan)
         ]
         texts = split_text(self._read([*prompts, *nulls]), [len(features_TE) for features_TE in (*prompts, *nulls)])
         rest = iter(texts[len(plans) :])
         return [
-            InfinityConditioning(text, next(rest) if _is_guided(plan) else None, self._prefix(plan.request))
+            InfinityConditioning(text, next(rest) if is_guided(plan) else None, self._prefix(plan.request))
             for plan, text in zip(plans, texts, strict=False)
         ]
 
@@ -220,16 +136,20 @@ class InfinityPipeline:
         height, width = schedule.latent_grids(self.config.patchify)[-1]
         seed = request.seed + image
         tokens = conditioning.prompt.keys_values[0][0].shape[2]
+        revisions, kept = self.planner.revisions(request, schedule)
         return InfinityState(
             request=request,
             seed=seed,
             schedule=schedule,
             conditioning=conditioning,
-            guidance=_values(request.guidance, len(schedule)),
-            temperature=_values(request.temperature, len(schedule)),
-            costs=self._costs(request, schedule, tokens),
+            guidance=per_scale(request.guidance, len(schedule)),
+            temperature=per_scale(request.temperature, len(schedule)),
+            costs=self.planner.costs(request, schedule, tokens),
+            look_cost=self.planner.look_cost(schedule),
             generator=torch.Generator().manual_seed(seed),
             sum_kHW=torch.zeros(self.autoencoder.config.bits, height, width, device=self.device),
+            revisions=revisions,
+            kept=kept,
         )
 
     # ---- step -------------------------------------------------------------------------------------------------------
@@ -237,6 +157,9 @@ class InfinityPipeline:
     @torch.inference_mode()
     def step(self, states: Sequence[InfinityState]) -> None:
         """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
+        anew = states[0].anew
+        if anew:
+            self._revise(states)
         schedule, scale = states[0].schedule, states[0].scale
         doubled = [state for state in states if state.doubled]
         company = self._company(states, doubled)
@@ -249,7 +172,9 @@ class InfinityPipeline:
         samples = [(row, PROMPT) for row in range(len(states))]
         samples += [(row, NEGATIVE) for row, state in enumerate(states) if state.doubled]
         with branches(samples):
-            logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
+            logits_RnV = self.transformer.step(
+                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=anew
+            )
         logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
         if inside is None:
             logits_BnV = self._guided(logits_BnV, logits_RnV[len(states) :], states, doubled)
@@ -315,11 +240,26 @@ class InfinityPipeline:
         last = scale + 1 == len(schedule)
         inputs_BnK = None if last else to_tokens(enlarge(sum_BkHW, grids[scale + 1]), patchify)
         for index, state in enumerate(states):
-            state.sum_kHW, state.bits_khw = sum_BkHW[index], bits_Bkhw[index]
-            state.inputs_nK = None if inputs_BnK is None else inputs_BnK[index]
-            state.scale += 1
+            state.sum_kHW, state.inputs_nK = sum_BkHW[index], None if inputs_BnK is None else inputs_BnK[index]
+            state.bits.append(bits_Bkhw[index])
+            state.scale = scale + 1
             if last:  # nothing will attend to these any more
                 state.company = state.prompt_row = state.null_row = None
+
+    def _revise(self, states: Sequence[InfinityState]) -> None:
+        """Put finished pictures back to the scales that they keep, as the tokenizer codes them."""
+        patchify, kept = self.config.patchify, states[0].kept
+        grids = states[0].schedule.latent_grids(patchify)
+        for chunk in self._chunks(states):
+            picture_BCHW = self.autoencoder.decode(torch.stack([state.sum_kHW for state in chunk]))
+            bits = quantize(self.autoencoder.encode(picture_BCHW), grids).bits[:kept]
+            sums = [sum_of_codes(bits[: scale + 1], grids[-1]) for scale in range(kept)]
+            inputs = [to_tokens(enlarge(sums[scale], grids[scale + 1]), patchify) for scale in range(kept)]
+            inputs_BnK = torch.cat(inputs, dim=1)
+            for index, state in enumerate(chunk):
+                state.sum_kHW, state.inputs_nK = sums[-1][index], inputs_BnK[index]
+                state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
+                state.scale, state.revision = kept, state.revision + 1
 
     def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
         """A per-picture setting of this scale as `[B,1,1]`."""
@@ -338,22 +278,16 @@ class InfinityPipeline:
 
     def decode(self, states: Sequence[InfinityState]) -> Iterator[Output]:
         """Finished sums to pictures, as many at once as make about half a megapixel."""
-        height, width = states[0].sum_kHW.shape[-2:] if states else (1, 1)
-        for chunk in chunks(states, height * width * self.autoencoder.config.stride**2):
+        for chunk in self._chunks(states):
             with torch.inference_mode():
                 pictures = self._pictures(torch.stack([state.sum_kHW for state in chunk]))
             for state, picture in zip(chunk, pictures, strict=True):
                 yield Output(image=picture, seed=state.seed)
 
+    def _chunks(self, states: Sequence[InfinityState]) -> Iterator[Sequence[InfinityState]]:
+        height, width = states[0].sum_kHW.shape[-2:] if states else (1, 1)
+        return chunks(states, height * width * self.autoencoder.config.stride**2)
+
     def _pictures(self, sum_BkHW: Tensor) -> list[Image.Image]:
         pixels_BHW3 = to_uint8(self.autoencoder.decode(sum_BkHW)).cpu().numpy()
         return [Image.fromarray(pixels) for pixels in pixels_BHW3]
-
-
-def _is_guided(plan: Plan) -> bool:
-    return any(value != 1 for value in _values(plan.request.guidance, plan.steps))
-
-
-def _values(value: float | tuple[float, ...] | None, scales: int) -> tuple[float, ...]:
-    assert value is not None
-    return value if isinstance(value, tuple) else (float(value),) * scales

@@ -40,6 +40,8 @@ class GenerationDefaults:
     top_k: int = 900
     top_p: float = 0.97
     init_strength: float = 0.6
+    revisions: int = 0
+    revision_strength: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,11 @@ class Company:
 
 @dataclass(eq=False)
 class InfinityState:
-    """One picture on its way: codes summed so far, the last scale's bits, and where its keys and values lie."""
+    """One picture on its way: codes summed so far, the bits of its scales, and where its keys and values lie.
+
+    A picture has been painted where `scale` is past the last one; where it is to be revised yet, it goes back to the
+    first scale after those `kept`.
+    """
 
     request: GenerationRequest
     seed: int
@@ -79,11 +85,15 @@ class InfinityState:
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     costs: tuple[Cost, ...]
+    look_cost: Cost
     generator: torch.Generator
     sum_kHW: Tensor
-    bits_khw: Tensor | None = None
+    revisions: int
+    kept: int
+    bits: list[Tensor] = field(default_factory=list)
     inputs_nK: Tensor | None = None
     scale: int = 0
+    revision: int = 0
     company: Company | None = None
     prompt_row: CacheRow | None = None
     null_row: CacheRow | None = None
@@ -95,27 +105,36 @@ class InfinityState:
 
     @property
     def total(self) -> int:
-        return len(self.schedule)
+        return len(self.schedule) + self.revisions * (len(self.schedule) - self.kept)
 
     @property
     def remaining(self) -> int:
-        return len(self.schedule) - self.scale
+        to_come = (self.revisions - self.revision) * (len(self.schedule) - self.kept)
+        return len(self.schedule) - self.scale + to_come
 
     @property
     def cost(self) -> Cost:
-        return self.costs[self.scale]
+        """Of the scale that is next, and where a revision begins of all before it, which are read again."""
+        return sum(self.costs[: self.kept + 1], self.look_cost) if self.anew else self.costs[self.scale]
+
+    @property
+    def anew(self) -> bool:
+        """Whether the next step begins a revision."""
+        return self.scale == len(self.schedule)
 
     @property
     def doubled(self) -> bool:
-        """Whether a null row runs at this scale: as long as this scale or a later one is guided."""
-        return self.scale <= self.last_guided
+        """Whether a null row runs in the next step: as long as its scale or a later one is guided."""
+        return (self.kept if self.anew else self.scale) <= self.last_guided
 
     @property
     def batch_key(self) -> Hashable:
-        """Same scale of the same schedule; guidance inside the network also needs the same rows to be guided."""
+        """Same scale of the same schedule, or the same revision to begin; guidance inside the network also needs the
+        same rows to be guided.
+        """
         layer = self.request.guidance_layer
         inside = (layer, self.doubled, self.doubled and self.guidance[self.scale] != 1) if layer else None
-        return (self.schedule, self.scale, inside)
+        return (self.schedule, self.scale, self.kept if self.anew else None, inside)
 
 
 def join_text(texts: Sequence[TextCondition]) -> TextCondition:

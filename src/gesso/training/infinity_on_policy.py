@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gesso.models.infinity.correction import draw_flips, walk_scales
-from gesso.models.infinity.quantizer import enlarge, to_tokens
+from gesso.models.infinity.quantizer import codes, enlarge, to_tokens
 from gesso.pipelines.infinity_state import InfinityState
 from gesso.request import GenerationRequest, parse_request
 from gesso.training.infinity import InfinitySettings, InfinityTask
@@ -42,19 +42,21 @@ _MOST_WALKED = 4096  # pictures with their keys and values
 class InfinityOnPolicySettings(InfinitySettings):
     """What `InfinitySettings` says, and how the network's own way is walked.
 
-    Every `paint_every` steps as many captions are painted as these steps learn from, which is a batch each, with the
-    next one of `guidances`. Each step learns from as many painted pictures as true ones. A run resumes bit for bit from
-    checkpoints at multiples of `paint_every`.
+    Every `paint_every` steps as many pictures are painted as these steps learn from, which is a batch each, with the
+    next one of `guidances`: captions, and each of them after every one of `revisions`. Each step learns from as many
+    painted pictures as true ones. A run resumes bit for bit from checkpoints at multiples of `paint_every`.
     """
 
     paint_every: int = 3
     guidances: tuple[float, ...] = (1.0,)
+    revisions: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check("paint_every", self.paint_every, 1 <= self.paint_every <= 4096, "from 1 to 4096")
         check("side", self.side, self.side <= LARGEST_SIDE, f"at most {LARGEST_SIDE}: the whole world is in memory")
         check("guidances", self.guidances, bool(self.guidances), "at least one number")
+        check("revisions", self.revisions, 0 <= self.revisions <= 100, "from 0 to 100")
         check("weigh_margins", self.weigh_margins, self.weigh_margins, "true: answers count by margins")
 
 
@@ -78,6 +80,13 @@ class InfinityOnPolicyTask(InfinityTask):
         self._own: list[Way] = []
         walked = settings.paint_every * batch
         check("paint_every", settings.paint_every, walked <= _MOST_WALKED, f"at most {_MOST_WALKED} pictures at once")
+        looks = settings.revisions + 1
+        check(
+            "revisions",
+            settings.revisions,
+            walked % looks == 0,
+            f"one below a divisor of {walked}: paint_every x batch",
+        )
         pipeline = self._pipeline()
         for round_ in range(len(settings.guidances)):  # told now, not while painting
             pipeline.plan(self._request("-", 0, round_))
@@ -151,24 +160,32 @@ class InfinityOnPolicyTask(InfinityTask):
         return self._own[since * self.batch : (since + 1) * self.batch]
 
     def _walk(self, step: int) -> list[Way]:
-        """Paint captions as the model does."""
-        round_, count = step // self.settings.paint_every, self.batch * self.settings.paint_every
-        asked = captions_to_paint(round_, count, self.seed)
+        """Paint captions as the model does; the ways of a caption's picture and of its revisions lie side by side."""
+        settings = self.settings
+        round_, looks = step // settings.paint_every, settings.revisions + 1
+        asked = captions_to_paint(round_, self.batch * settings.paint_every // looks, self.seed)
         requests = [self._request(caption, seed, round_) for _, caption, seed in asked]
-        sums: list[Tensor] = []
-        bits: list[Tensor] = []
+        painted: list[list[Way]] = []
         with at_rest(self.network):
-            for scale, states in enumerate(walk(self._pipeline(), requests)):
+            for states in walk(self._pipeline(), requests):
                 mine = cast(Sequence[InfinityState], states)
-                sums.append(torch.stack([state.sum_kHW for state in mine]).float())
-                if scale:  # the step before has chosen them
-                    bits.append(torch.stack([cast(Tensor, state.bits_khw) for state in mine]))
-        return _ways(sums[:-1], bits, [(claim, caption) for claim, caption, _ in asked])
+                if mine[0].scale == len(self.grids):
+                    painted.append(self._painted(mine, [(claim, caption) for claim, caption, _ in asked]))
+        return [way for ways in zip(*painted, strict=True) for way in ways]
+
+    def _painted(self, states: Sequence[InfinityState], stated: Sequence[tuple[Claim, str]]) -> list[Way]:
+        """The ways to finished pictures, by the bits of all their scales."""
+        bits = [torch.stack([state.bits[scale] for state in states]) for scale in range(len(self.grids))]
+        sums = [torch.zeros_like(torch.stack([state.sum_kHW for state in states]), dtype=torch.float32)]
+        for bits_Bkhw in bits[:-1]:
+            sums.append(sums[-1] + enlarge(codes(bits_Bkhw), self.grids[-1]))
+        return _ways(sums, bits, stated)
 
     def _request(self, caption: str, seed: int, round_: int) -> GenerationRequest:
         """What is asked of the model. Raises RequestError."""
-        guidances = self.settings.guidances
-        return parse_request({"prompt": caption, "seed": seed, "guidance": guidances[round_ % len(guidances)]})
+        guidance = self.settings.guidances[round_ % len(self.settings.guidances)]
+        revisions = self.settings.revisions
+        return parse_request({"prompt": caption, "seed": seed, "guidance": guidance, "revisions": revisions})
 
 
 def _ways(sums: Sequence[Tensor], bits: Sequence[Tensor], stated: Sequence[tuple[Claim, str]]) -> list[Way]:

@@ -34,6 +34,8 @@ FIELDS = [
     "temperature",
     "top_k",
     "top_p",
+    "revisions",
+    "revision_strength",
     "init_image",
     "init_strength",
     "mask",

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gesso.errors import FileError, RequestError
-from gesso.models.infinity.cost import cache_bytes, decode_flops, scale_flops, text_flops
+from gesso.models.infinity.cost import cache_bytes, decode_flops, encode_flops, scale_flops, text_flops
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.request import GenerationRequest
 from tests.tiny_infinity import DEFAULTS, NETWORK, SQUARE, TOKENIZER, tiny_pipeline
@@ -147,9 +147,7 @@ PIPELINE = tiny_pipeline()
 
 
 def test_bytes_go_by_the_dtype_of_the_blocks() -> None:
-    plain, half = tiny_pipeline(), tiny_pipeline()
-    half.transformer.cast_blocks(torch.bfloat16)
-    half.dtype = torch.bfloat16
+    plain, half = tiny_pipeline(), tiny_pipeline(dtype=torch.bfloat16)
     whole, halved = (pipeline.plan(ask()).cost.bytes for pipeline in (plain, half))
     assert halved == whole / 2
     assert (plain.dtype, half.dtype) == (torch.float32, torch.bfloat16)
@@ -171,6 +169,9 @@ def test_operations_are_those_that_torch_counts(pipeline: InfinityPipeline) -> N
     with FlopCounterMode(display=False) as counter:
         tokenizer.decode(torch.zeros(1, TOKENIZER.bits, 4, 4))
     _close(decode_flops(TOKENIZER, (4, 4)), counter, 0.001)
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.encode(torch.zeros(1, 3, 4 * TOKENIZER.stride, 4 * TOKENIZER.stride))
+    _close(encode_flops(TOKENIZER, (4, 4)), counter, 0.001)
 
 
 def _close(stated: float, counter: FlopCounterMode, share: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gesso.errors import RequestError
 from gesso.models.infinity.correction import draw_flips, training_tokens, walk_scales
-from gesso.models.infinity.quantizer import codes, enlarge, shrink, to_tokens
+from gesso.models.infinity.quantizer import codes, enlarge, quantize, shrink, sum_of_codes, to_tokens
 from gesso.pipelines.contract import State
 from gesso.request import GenerationRequest
 from gesso.training import recipes
@@ -184,6 +184,24 @@ def test_ways_are_those_of_the_pipeline(
             assert torch.equal(sum_kHW, total)
             total = total + enlarge(codes(bits_khw[None]), task.grids[-1])[0]
         assert torch.equal(total, state.sum_kHW)  # type: ignore[attr-defined]
+
+
+def test_revisions_are_ways_of_their_own(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    """Beside the picture that they are of; they begin as the tokenizer codes it."""
+    task = task_of(recipe_of(tokenizer_run, infinity_run, revisions=1), tmp_path)
+    ways = task._walk(2)
+    assert len(ways) == 4
+    for first, revised in (ways[:2], ways[2:]):
+        assert (first.claim, first.caption) == (revised.claim, revised.caption)
+        bits = [bits_khw[None] for bits_khw in first.bits]
+        seen = quantize(task.tokenizer.encode(task.tokenizer.decode(sum_of_codes(bits, task.grids[-1]))), task.grids)
+        kept = len(task.grids) - round(0.3 * len(task.grids))
+        assert [bits.tolist() for bits in revised.bits[:kept]] == [bits[0].tolist() for bits in seen.bits[:kept]]
+        for scale in range(1, len(task.grids)):
+            whole = sum_of_codes([bits_khw[None] for bits_khw in revised.bits[:scale]], task.grids[-1])[0]
+            torch.testing.assert_close(revised.sums[scale], whole)
 
 
 def test_true_ways_are_those_of_self_correction(

@@ -46,11 +46,15 @@ class KeyValueCache:
 
     @dataclass(frozen=True)
     class Layer:
-        """One block's keys and values up to `start`, and whether what is added is kept."""
+        """One block's keys and values up to `start`, and whether what is added is kept.
+
+        `mask` `[n, start+n]` says what each of n new tokens sees where they are of several scales; None: everything.
+        """
 
         slab: Tensor
         start: int
         keep: bool
+        mask: Tensor | None = None
 
         def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             """Past and new keys and values together, each `[R,H,start+n,D]`."""
@@ -65,8 +69,8 @@ class KeyValueCache:
             both = self.slab[..., :end, :]
             return both[0], both[1]
 
-    def layer(self, index: int, start: int, keep: bool) -> KeyValueCache.Layer:
-        return KeyValueCache.Layer(self.slab[index], start, keep)
+    def layer(self, index: int, start: int, keep: bool, mask: Tensor | None = None) -> KeyValueCache.Layer:
+        return KeyValueCache.Layer(self.slab[index], start, keep, mask)
 
 
 @dataclass(frozen=True)

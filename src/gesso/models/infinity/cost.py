@@ -51,6 +51,23 @@ def decode_flops(config: AutoencoderConfig, latent_grid: Grid) -> float:
     return total + 18.0 * cells * previous * 3
 
 
+def encode_flops(config: AutoencoderConfig, latent_grid: Grid) -> float:
+    """Operations of the encoder, convolutions only; `latent_grid` is what it makes."""
+    cells = latent_grid[0] * latent_grid[1] * config.stride**2
+    previous = config.width
+    total = 18.0 * cells * 3 * previous
+    for index, multiplier in enumerate(config.encoder_multipliers):
+        width = config.width * multiplier
+        for block in range(config.residual_blocks):
+            source = previous if block == 0 else width
+            total += 18.0 * cells * (source * width + width**2) + (2.0 * cells * source * width * (source != width))
+        if index < config.stride.bit_length() - 1:
+            cells //= 4
+            total += 18.0 * cells * width**2
+        previous = width
+    return total + 18.0 * cells * (4 * previous**2 + previous * config.bits)
+
+
 def decode_peak_bytes(config: AutoencoderConfig, latent_grid: Grid, bytes_each: int) -> int:
     """About what the decoder holds at once: four activations of its widest level at full size."""
     height, width = latent_grid[0] * config.stride, latent_grid[1] * config.stride

@@ -45,6 +45,7 @@ class SelfAttention(Attending):
         mask = None
         if isinstance(past, KeyValueCache.Layer):
             k, v = past.extend(k, v)
+            mask = past.mask
         else:
             mask = past
         y = self.kernel(q, k, v, mask=mask, scale=1.0)

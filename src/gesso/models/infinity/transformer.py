@@ -219,26 +219,35 @@ class InfinityTransformer(nn.Module):
         scale: int,
         cache: KeyValueCache,
         guidance: LayerGuidance | None = None,
+        *,
+        anew: bool = False,
     ) -> Tensor:
         """Logits `[B,n,2K]` of one scale; its keys and values join the cache unless it is the last.
 
-        `inputs_BnK` is None on scale 0, whose one token is the pooled text.
+        `inputs_BnK` is None on scale 0, whose one token is the pooled text. `anew`: the inputs are those of all scales
+        up to this one but the first, which are read at once and replace what the cache holds.
         """
-        x_BnC = self.first_token(text) if inputs_BnK is None else self.code_embedding(inputs_BnK).float()
-        start, end = schedule.starts[scale], schedule.starts[scale + 1]
-        rotary = self._rotary(schedule, start, end, x_BnC.device)
+        first, device = 0 if anew else scale, self.start.device
+        start, end = schedule.starts[first], schedule.starts[scale + 1]
+        parts = [self.first_token(text)] if first == 0 else []
+        if inputs_BnK is not None:
+            parts.append(self.code_embedding(inputs_BnK).float())
+        x_BnC = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        scales = scale_indices(schedule, device)[:end] if first < scale else scale
+        mask = scale_mask(schedule, device)[:end, :end] if first < scale else None
+        rotary = self._rotary(schedule, start, end, device)
         shared_B16C = self.shared_modulation(text)
         keep = scale + 1 < len(schedule)
         for index, block in enumerate(self._blocks()):
             if self._embeds_scale(index):
-                x_BnC = x_BnC + self.scale_embedding.weight[scale]
-            past = cache.layer(index, start, keep)
+                x_BnC = x_BnC + self.scale_embedding.weight[scales]
+            past = cache.layer(index, start, keep, mask)
             x_BnC = block(x_BnC, shared_B16C, rotary, text.keys_values[index], text.mask_BT, past)
             if guidance is not None and index == guidance.block:
                 prompt, null = x_BnC.chunk(2)
                 mixed = guidance.scale_B11 * prompt + (1 - guidance.scale_B11) * null
                 x_BnC = torch.cat((mixed, mixed))
-        return self.logits(x_BnC, text)
+        return self.logits(x_BnC[:, schedule.starts[scale] - end :], text)
 
     def cast_blocks(self, dtype: torch.dtype) -> InfinityTransformer:
         """Put the blocks' matmuls in `dtype`; norms, modulation, head, embeddings and text projection stay float32."""
