@@ -1,7 +1,8 @@
 """Where a cache sits in each network: a table of module names per class, and nothing but names.
 
 `*` stands for one part of a name. At *module* granularity the outputs of `slots` are kept before they are gated, and
-`placeholders` compute nothing on forecast steps, since what they make is only read by a slot. At *block* granularity
+`placeholders` compute nothing on forecast steps, since what they make is only read by a slot; nor do `fresh_inputs`,
+unless a policy has some tokens go through the feed-forwards that read them. At *block* granularity
 the residual of all blocks is kept; at *trunk* granularity the network's output. Source of the diffusers networks'
 slots: the published TaylorSeer ports, whose goldens these names reproduce.
 Not here: what is done there (`sites`), how it is put on and taken off (`hooks`, `attach`).
@@ -44,6 +45,7 @@ class Table:
 
     slots: tuple[Slot, ...]
     placeholders: tuple[str, ...] = ()
+    fresh_inputs: tuple[str, ...] = ()
     blocks: tuple[str, ...]
     block_output: tuple[Stream, ...]
     joint: tuple[Stream, ...]
@@ -98,6 +100,8 @@ TABLES: dict[str, Table] = {
             Slot("layers.*.attention", ("joint",), "attention"),
             Slot("layers.*.feed_forward", ("joint",), "feed_forward"),
         ),
+        placeholders=("layers.*.attention_norm1",),
+        fresh_inputs=("layers.*.ffn_norm1",),
         blocks=("layers",),
         block_output=("joint",),
         joint=("joint",),

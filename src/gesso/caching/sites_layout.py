@@ -91,7 +91,8 @@ def _slots(network: nn.Module, board: Board) -> Iterator[tuple[nn.Module, Site]]
             else:
                 yield module, SlotSite(board, name, slot, verified)
     if slots is board.table.slots:
-        for pattern in board.table.placeholders:
+        idle = board.table.placeholders + (() if policy.selects_tokens else board.table.fresh_inputs)
+        for pattern in idle:
             for name, module in matching(network, pattern):
                 yield module, Placeholder(board, last is not None and name.startswith(last))
 

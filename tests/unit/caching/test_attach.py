@@ -12,7 +12,7 @@ from diffusers.hooks.hooks import HookRegistry, ModelHook
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from gesso.cache_settings import CacheSettings, Granularity
+from gesso.cache_settings import CacheSettings, Granularity, PolicyName
 from gesso.caching.attach import Attached, attach
 from gesso.caching.memory import expected_bytes
 from gesso.caching.policy import Action
@@ -104,6 +104,23 @@ def test_a_forecast_computes_no_block() -> None:
         paint(attached, call_flux, [1], range(1, 2))
         assert len(called) == per_step
         attached.detach()
+
+
+@pytest.mark.parametrize(("policy", "fresh"), [("taylorseer", 0), ("toca", 32)])
+def test_what_only_a_slot_reads_is_left_out(policy: PolicyName, fresh: int) -> None:
+    """Of forecast steps: norms before attention, and before feed-forwards unless some tokens go through these."""
+    network, widths = z_image(), dict[str, list[int]]()
+    for name, module in network.named_modules():
+        if name.startswith("layers.") and name.endswith("norm1"):
+            kind = name.rpartition(".")[2]
+            module.register_forward_hook(lambda *seen, kind=kind: widths.setdefault(kind, []).append(seen[2].shape[-1]))
+    attached = attach(network, CacheSettings(policy=policy, granularity="module", interval=4, warmup=1))
+    paint(attached, call_z_image, [1, 2], range(1))
+    assert widths == {"attention_norm1": [32] * 3, "ffn_norm1": [32] * 3}
+    widths.clear()
+    paint(attached, call_z_image, [1, 2], range(1, 2))
+    assert widths == {"attention_norm1": [0] * 3, "ffn_norm1": [fresh] * 3}
+    attached.detach()
 
 
 def test_one_decision_serves_all_branches_with_features_of_their_own() -> None:

@@ -79,6 +79,14 @@ class FeedForward(nn.Module):
         return self.w2(times(gate, self.w3(x_BnD)))
 
 
+class ScaledNorm(nn.RMSNorm):
+    """RMS norm whose weight is already in the factor that it is called with."""
+
+    def forward(self, x: Tensor, *, factor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert self.eps is not None
+        return times(over_rms(x, self.eps), factor)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each between two norms ("sandwich"), modulated by time unless told otherwise.
 
@@ -90,8 +98,8 @@ class Block(nn.Module):
         self.eps = config.norm_eps
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
-        self.attention_norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm1 = ScaledNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm1 = ScaledNorm(config.dim, eps=config.norm_eps)
         self.attention_norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn_norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
         if modulated:
@@ -102,10 +110,10 @@ class Block(nn.Module):
     def forward(self, x_BnD: Tensor, rows: Rows, time_IM: Tensor | None = None) -> Tensor:
         """A new tensor; `x_BnD` stays as it is. `time_IM` is left out of blocks that are not modulated."""
         factors = self._factors(rows, time_IM)
-        h_BnD = times(over_rms(x_BnD, self.eps), factors.before_attention)
+        h_BnD = self.attention_norm1(x_BnD, factor=factors.before_attention)
         h_BnD = over_rms(self.attention(h_BnD, rows), self.eps, own=True)
         x_BnD = torch.addcmul(x_BnD, h_BnD, factors.after_attention)
-        h_BnD = times(over_rms(x_BnD, self.eps), factors.before_feed_forward)
+        h_BnD = self.ffn_norm1(x_BnD, factor=factors.before_feed_forward)
         h_BnD = over_rms(self.feed_forward(h_BnD), self.eps, own=True)
         if torch.is_grad_enabled():
             return torch.addcmul(x_BnD, h_BnD, factors.after_feed_forward)
