@@ -157,8 +157,7 @@ class InfinityPipeline:
     @torch.inference_mode()
     def step(self, states: Sequence[InfinityState]) -> None:
         """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
-        anew = states[0].anew
-        if anew:
+        if states[0].is_painted:
             self._revise(states)
         schedule, scale = states[0].schedule, states[0].scale
         doubled = [state for state in states if state.doubled]
@@ -173,7 +172,7 @@ class InfinityPipeline:
         samples += [(row, NEGATIVE) for row, state in enumerate(states) if state.doubled]
         with branches(samples):
             logits_RnV = self.transformer.step(
-                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=anew
+                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=states[0].anew
             )
         logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
         if inside is None:
@@ -242,7 +241,7 @@ class InfinityPipeline:
         for index, state in enumerate(states):
             state.sum_kHW, state.inputs_nK = sum_BkHW[index], None if inputs_BnK is None else inputs_BnK[index]
             state.bits.append(bits_Bkhw[index])
-            state.scale = scale + 1
+            state.scale, state.anew = scale + 1, False
             if last:  # nothing will attend to these any more
                 state.company = state.prompt_row = state.null_row = None
 
@@ -250,16 +249,17 @@ class InfinityPipeline:
         """Put finished pictures back to the scales that they keep, as the tokenizer codes them."""
         patchify, kept = self.config.patchify, states[0].kept
         grids = states[0].schedule.latent_grids(patchify)
+        latents: list[Tensor] = []
         for chunk in self._chunks(states):
             picture_BCHW = self.autoencoder.decode(torch.stack([state.sum_kHW for state in chunk]))
-            bits = quantize(self.autoencoder.encode(picture_BCHW), grids).bits[:kept]
-            sums = [sum_of_codes(bits[: scale + 1], grids[-1]) for scale in range(kept)]
-            inputs = [to_tokens(enlarge(sums[scale], grids[scale + 1]), patchify) for scale in range(kept)]
-            inputs_BnK = torch.cat(inputs, dim=1)
-            for index, state in enumerate(chunk):
-                state.sum_kHW, state.inputs_nK = sums[-1][index], inputs_BnK[index]
-                state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
-                state.scale, state.revision = kept, state.revision + 1
+            latents.append(self.autoencoder.encode(picture_BCHW))
+        bits = quantize(torch.cat(latents), grids).bits[:kept]
+        sums = [sum_of_codes(bits[: scale + 1], grids[-1]) for scale in range(kept)]
+        inputs = [to_tokens(enlarge(sums[scale], grids[scale + 1]), patchify) for scale in range(kept)]
+        for index, (state, inputs_nK) in enumerate(zip(states, torch.cat(inputs, dim=1), strict=True)):
+            state.sum_kHW, state.inputs_nK = sums[-1][index], inputs_nK
+            state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
+            state.scale, state.revision, state.anew = kept, state.revision + 1, True
 
     def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
         """A per-picture setting of this scale as `[B,1,1]`."""

@@ -75,7 +75,8 @@ class InfinityState:
     """One picture on its way: codes summed so far, the bits of its scales, and where its keys and values lie.
 
     A picture has been painted where `scale` is past the last one; where it is to be revised yet, it goes back to the
-    first scale after those `kept`.
+    first scale after those `kept`. Until that one is painted it is `anew`: there are no keys and values of what it is
+    now, and `inputs_nK` are those of all scales.
     """
 
     request: GenerationRequest
@@ -94,6 +95,7 @@ class InfinityState:
     inputs_nK: Tensor | None = None
     scale: int = 0
     revision: int = 0
+    anew: bool = False
     company: Company | None = None
     prompt_row: CacheRow | None = None
     null_row: CacheRow | None = None
@@ -115,17 +117,18 @@ class InfinityState:
     @property
     def cost(self) -> Cost:
         """Of the scale that is next, and where a revision begins of all before it, which are read again."""
-        return sum(self.costs[: self.kept + 1], self.look_cost) if self.anew else self.costs[self.scale]
+        begins = self.is_painted or self.anew
+        return sum(self.costs[: self.kept + 1], self.look_cost) if begins else self.costs[self.scale]
 
     @property
-    def anew(self) -> bool:
-        """Whether the next step begins a revision."""
+    def is_painted(self) -> bool:
+        """Whether it has all scales, and so is done or to be revised."""
         return self.scale == len(self.schedule)
 
     @property
     def doubled(self) -> bool:
         """Whether a null row runs in the next step: as long as its scale or a later one is guided."""
-        return (self.kept if self.anew else self.scale) <= self.last_guided
+        return (self.kept if self.is_painted else self.scale) <= self.last_guided
 
     @property
     def batch_key(self) -> Hashable:
@@ -134,7 +137,7 @@ class InfinityState:
         """
         layer = self.request.guidance_layer
         inside = (layer, self.doubled, self.doubled and self.guidance[self.scale] != 1) if layer else None
-        return (self.schedule, self.scale, self.kept if self.anew else None, inside)
+        return (self.schedule, self.scale, self.kept if self.is_painted else None, self.anew, inside)
 
 
 def join_text(texts: Sequence[TextCondition]) -> TextCondition:

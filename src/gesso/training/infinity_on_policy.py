@@ -80,13 +80,8 @@ class InfinityOnPolicyTask(InfinityTask):
         self._own: list[Way] = []
         walked = settings.paint_every * batch
         check("paint_every", settings.paint_every, walked <= _MOST_WALKED, f"at most {_MOST_WALKED} pictures at once")
-        looks = settings.revisions + 1
-        check(
-            "revisions",
-            settings.revisions,
-            walked % looks == 0,
-            f"one below a divisor of {walked}: paint_every x batch",
-        )
+        divides = walked % (settings.revisions + 1) == 0
+        check("revisions", settings.revisions, divides, f"one below a divisor of {walked}, paint_every times batch")
         pipeline = self._pipeline()
         for round_ in range(len(settings.guidances)):  # told now, not while painting
             pipeline.plan(self._request("-", 0, round_))
@@ -169,7 +164,7 @@ class InfinityOnPolicyTask(InfinityTask):
         with at_rest(self.network):
             for states in walk(self._pipeline(), requests):
                 mine = cast(Sequence[InfinityState], states)
-                if mine[0].scale == len(self.grids):
+                if mine[0].is_painted:
                     painted.append(self._painted(mine, [(claim, caption) for claim, caption, _ in asked]))
         return [way for ways in zip(*painted, strict=True) for way in ways]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gesso.errors import RequestError
 from gesso.models.infinity.quantizer import quantize, sum_of_codes
@@ -87,7 +89,7 @@ def test_a_revision_keeps_what_the_tokenizer_sees(pipeline: InfinityPipeline) ->
     while state.scale < len(SQUARE):
         pipeline.step([state])
     assert torch.equal(state.sum_kHW, plain.sum_kHW)  # the first time through it is the same picture
-    assert state.anew and state.remaining == 2
+    assert state.is_painted and state.remaining == 2
     pipeline.step([state])
     seen = quantize(pipeline.autoencoder.encode(pipeline.autoencoder.decode(plain.sum_kHW[None])), SQUARE.grids).bits
     assert [bits.tolist() for bits in state.bits[:3]] == [bits[0].tolist() for bits in seen[:3]]
@@ -137,6 +139,30 @@ def test_pictures_that_begin_a_revision_step_with_their_like_alone(pipeline: Inf
     pipeline.step([first])
     pipeline.step([behind])
     assert first.batch_key == behind.batch_key  # in the midst of it they are at a scale like any other
+
+
+def test_a_step_that_runs_out_of_memory_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fewer pictures, as the engine does: what a revision began is gone on with."""
+    pipeline = tiny_pipeline()
+    states = [begun(pipeline, ask(seed=seed, revisions=1)) for seed in (3, 4)]
+    for _ in range(5):
+        pipeline.step(states)
+    step = pipeline.transformer.step
+
+    def fails(*args: Any, **kwargs: Any) -> Tensor:
+        step(*args, **kwargs)
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline.transformer, "step", fails)
+    with pytest.raises(MemoryError):
+        pipeline.step(states)
+    monkeypatch.undo()
+    assert states[0].batch_key == states[1].batch_key and states[0].remaining == 2
+    for state in states:
+        while state.remaining:
+            pipeline.step([state])
+        alone = finished(pipeline, ask(seed=state.seed, revisions=1))
+        assert [bits.tolist() for bits in state.bits] == [bits.tolist() for bits in alone.bits]
 
 
 def test_refusals(pipeline: InfinityPipeline) -> None:

@@ -307,6 +307,8 @@ def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
         ({"guidances": (1.0, -1.0)}, "guidance"),
         ({"guidances": (float("nan"),)}, "guidance"),
         ({"paint_every": 4096}, "at once"),
+        ({"revisions": 2}, "one below a divisor of 4"),
+        ({"revisions": 101}, "from 0 to 100"),
     ],
 )
 def test_what_cannot_be_painted_is_told_at_once(
