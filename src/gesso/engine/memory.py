@@ -70,7 +70,7 @@ def most_held(pipeline: Pipeline, mode: MemoryMode) -> int | None:
     footprint = _footprint(pipeline)
     if footprint is None:
         return None
-    return footprint.weights(mode) if mode.placement == "full" else footprint.peak(mode, {}, 0)
+    return footprint.weights(mode) if mode.placement == "full" else footprint.peak(mode, {}, (0, 0))
 
 
 def mode_of(pipeline: Pipeline) -> MemoryMode | None:
@@ -129,8 +129,8 @@ def _peak(pipeline: Pipeline, plan: Plan, mode: MemoryMode) -> int:
     footprint = _footprint(pipeline)
     if footprint is None:
         return plan.peak_bytes
-    pixels = (plan.request.width or 0) * (plan.request.height or 0)
-    return footprint.peak(mode, activations(footprint, plan), pixels, plan.guests)
+    size = (plan.request.width or 0, plan.request.height or 0)
+    return footprint.peak(mode, activations(footprint, plan), size, plan.guests)
 
 
 def _rests(pipeline: Pipeline, plan: Plan, mode: MemoryMode, device: str) -> bool:

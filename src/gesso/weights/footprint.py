@@ -17,6 +17,8 @@ from gesso.weights.placing import AUTOENCODER, PICTURES, TEXT, WHOLE, are_apart,
 from gesso.weights.quantize import linear_layers, quantized_bytes
 from gesso.weights.residency import Unit, divide
 
+_RGB_BYTES = 12  # of a pixel in float32
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -73,8 +75,10 @@ class Footprint:
         """Bytes of all parts, wherever they rest."""
         return sum(part.whole for part in self._parts(mode, guests).values())
 
-    def peak(self, mode: MemoryMode, activations: Mapping[str, int], pixels: int, guests: Collection[str] = ()) -> int:
-        """The most memory on the device for one picture, which has so many pixels.
+    def peak(
+        self, mode: MemoryMode, activations: Mapping[str, int], size: tuple[int, int], guests: Collection[str] = ()
+    ) -> int:
+        """The most memory on the device for one picture of this width and height.
 
         `activations` are bytes beside weights by stage ("text", "picture", "step", "decode"); a stage of another name
         is taken for every part's.
@@ -87,7 +91,7 @@ class Footprint:
             held = sum(other.working(mode) for other in there.values())
             beside = max((size for stage, size in activations.items() if _takes_part(role, stage)), default=0)
             if mode.tiling and role == AUTOENCODER and self.tile:
-                beside = _tiled(beside, pixels, self.tile)
+                beside = _tiled(beside, *size, self.tile)
             most = max(most, always + held + beside + part.temporary)
         return most
 
@@ -110,9 +114,15 @@ def _takes_part(role: str, stage: str) -> bool:
     return stage != "step" or not (is_reader(role) or role == AUTOENCODER)
 
 
-def _tiled(size: int, pixels: int, edge: int) -> int:
-    """What decoding holds tile by tile: its share of maps, and the whole picture in float32 twice."""
-    return min(size, size * edge**2 // max(pixels, 1) + 2 * 12 * pixels)
+def _tiled(whole: int, width: int, height: int, edge: int) -> int:
+    """Of `whole` bytes, what decoding holds tile by tile: a tile's share beside the tiles before it, in float32; and in
+    the end all of them, joined to rows and these to a picture. Tiles overlap by a quarter, as in diffusers.
+    """
+    rows, columns = ([min(edge, length - at) for at in range(0, length, edge * 3 // 4)] for length in (height, width))
+    most, kept = 0, 0
+    for pixels in (high * wide for high in rows for wide in columns):
+        most, kept = max(most, kept + whole * pixels // (width * height)), kept + _RGB_BYTES * pixels
+    return min(whole, max(most, kept + 2 * _RGB_BYTES * width * height))
 
 
 def _weighed(role: str, part: nn.Module) -> tuple[Bytes, Bytes]:

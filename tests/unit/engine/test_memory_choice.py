@@ -138,12 +138,29 @@ def test_a_guest_counts_for_plans_that_name_it_and_once_it_is_there_for_all() ->
     footprint.expect("infusenet", nn.Linear(8, 4))
     footprint.expect("resampler", 1000)
     guests = ("infusenet", "resampler")
-    assert footprint.peak(full, {}, 1) == 288 + 576
-    assert footprint.peak(full, {"step": 7}, 1, guests) == 288 + 576 + 144 + 1000 + 7
-    assert footprint.peak(offload, {}, 1, guests) == max(288 + 144, 576) + 1000  # which is there all the time
+    assert footprint.peak(full, {}, (1, 1)) == 288 + 576
+    assert footprint.peak(full, {"step": 7}, (1, 1), guests) == 288 + 576 + 144 + 1000 + 7
+    assert footprint.peak(offload, {}, (1, 1), guests) == max(288 + 144, 576) + 1000  # which is there all the time
     assert footprint.host(full, guests) == 0 and footprint.host(offload, guests) == 288 + 576 + 144 + 1000
     footprint.add("infusenet", nn.Linear(8, 4))
-    assert footprint.peak(full, {}, 1) == 288 + 576 + 144
+    assert footprint.peak(full, {}, (1, 1)) == 288 + 576 + 144
+
+
+def test_decoding_by_tiles_holds_a_tile_and_those_before_it() -> None:
+    """Tiles of 512 pixels begin every 384; a pixel is 12 bytes, and in the end there are tiles, rows and a picture."""
+    footprint, tiling = Footprint(tile=512), parse_mode("tiling")
+    footprint.add("autoencoder", nn.Identity())
+    footprint.tile = 512
+
+    def peak(a_pixel: int, width: int, height: int) -> int:
+        return footprint.peak(tiling, {"decode": a_pixel * width * height}, (width, height))
+
+    assert peak(480, 768, 768) == 480 * 512 * 512  # the first tile is the largest, and alone
+    assert peak(480, 512, 256) == 480 * 512 * 256
+    before = 12 * (512 * 512 * 2 + 512 * 256 + 512 * 512)  # a row of tiles, and the first of the next
+    assert peak(480, 1024, 1024) == 480 * 512 * 512 + before
+    assert peak(60, 768, 768) == 12 * (512 * 512 + 2 * 512 * 384 + 384 * 384) + 24 * 768 * 768
+    assert peak(1, 768, 768) == 768 * 768  # no more than without
 
 
 def test_pictures_and_plans_say_the_mode(tmp_path: Path) -> None:
