@@ -18,9 +18,6 @@ from gesso.worlds.shapes import VOCABULARY
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8), (8, 8), (8, 8))
 """The finest grid three times: an outline gets three chances instead of one."""
 
-MENDING_GRIDS = (*GRIDS, GRIDS[-1], GRIDS[-1])
-"""Five times, for a network that has learned to mend what its own bits began."""
-
 
 def shapes_tokenizer() -> Recipe:
     """16 bits a cell at stride 8, 64 pixels; about 35 minutes on two cores."""
@@ -70,19 +67,20 @@ def infinity_nano() -> Recipe:
 
 
 def infinity_nano_on_policy() -> Recipe:
-    """`infinity_nano` goes on where its own bits lead it, with two scales more and its word encoder; an hour on two
-    cores without bfloat16, half a gigabyte.
+    """`infinity_nano` goes on where its own bits and revisions lead it, with its word encoder; an hour on two cores
+    without bfloat16, half a gigabyte.
     """
     base = infinity_nano()
     assert isinstance(base.settings, InfinitySettings)
     given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}
     given |= {"start_from": f"runs/{base.name}/export", "flip_scales": 8, "score_prompts": 60}
-    given["schedule"] = ScaleSchedule(MENDING_GRIDS, rotary_grid=GRIDS[-1])
-    given["generation"] = (("guidance", (2.5,) * 5 + (2.0,) * 5), ("temperature", 0.1))
-    loop = replace(base.loop, steps=1400, batch=12, learning_rate=4e-4, warmup=60, average_decay=0.998)
+    guidance = (2.5,) * 4 + (2.0,) + (1.6,) * 2 + (2.0,)
+    revised = {"revisions": 2, "revision_strength": 0.25}
+    given["generation"] = (("guidance", guidance), ("temperature", 0.1), *revised.items())
+    loop = replace(base.loop, steps=2000, batch=12, learning_rate=4e-4, warmup=60, average_decay=0.998)
     return Recipe(
         name="infinity-nano-on-policy",
         make=InfinityOnPolicyTask,
-        settings=InfinityOnPolicySettings(**given, paint_every=4, guidances=(1.0, 1.5, 2.5)),
+        settings=InfinityOnPolicySettings(**given, paint_every=4, guidances=(1.0, 1.5, 2.5), revisions=2),
         loop=replace(loop, evaluate_every=400, checkpoint_every=200),
     )
