@@ -1,6 +1,7 @@
 """What continuous batching pays, through the real engine: one JSON line a claim. Nothing here asserts a speed.
 
-    python -m benchmarks.continuous_batching [--model infinity-nano] [--dtype bfloat16] [--requests 16] [--arrivals 0]
+    python -m benchmarks.continuous_batching [--model infinity-nano] [--dtype bfloat16] [--revisions 0]
+                                             [--requests 16] [--arrivals 0]
 
 Measured: (a) the throughput of requests that arrive together against the same ones after another, (b) the scheduling
 policies under Poisson arrivals at several loads: mean time from arrival to picture, and throughput, and (c) single
@@ -50,11 +51,13 @@ class Arrivals:
     company: float
 
 
-def requests_of(model: str, count: int) -> list[GenerationRequest]:
-    """So many requests of one picture each, all different."""
+def requests_of(model: str, count: int, revisions: int | None = None) -> list[GenerationRequest]:
+    """So many requests of one picture each, all different, revised as often as said or as the model does else."""
     colours, shapes = ("red", "blue", "green", "yellow"), ("star", "ring", "square", "circle")
     return [
-        GenerationRequest(prompt=f"a {colours[index % 4]} {shapes[index // 4 % 4]}", model=model, seed=index)
+        GenerationRequest(
+            prompt=f"a {colours[index % 4]} {shapes[index // 4 % 4]}", model=model, seed=index, revisions=revisions
+        )
         for index in range(count)
     ]
 
@@ -109,9 +112,11 @@ def poisson_arrivals(engine: Engine, requests: list[GenerationRequest], rate: fl
     )
 
 
-def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: int, claims: Claims) -> None:
+def compare(
+    make: MakeEngine, model: str, count: int, repeats: int, arrivals: int, claims: Claims, revisions: int | None
+) -> None:
     """Measure both claims and print their lines."""
-    requests = requests_of(model, count)
+    requests = requests_of(model, count, revisions)
     together, apart = together_and_apart(make, requests, repeats)
     claims.report(
         f"{count} {model} requests together, pictures/s (rival: one after another; wanted: ratio >= 3)",
@@ -119,7 +124,7 @@ def compare(make: MakeEngine, model: str, count: int, repeats: int, arrivals: in
         count / apart,
         apart / together,
     )
-    stream = requests_of(model, arrivals)
+    stream = requests_of(model, arrivals, revisions)
     for load in LOADS if stream else ():
         met: dict[str, Arrivals] = {}
         for policy in (*OTHERS, RIVAL):
@@ -195,6 +200,7 @@ def make_engine(policy: str, *, device: str | None, dtype: str | None, max_batch
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", default="infinity-nano")
+    parser.add_argument("--revisions", type=int, help="of Infinity's pictures; else the model's own")
     parser.add_argument("--requests", type=int, default=16, help="how many arrive together")
     parser.add_argument("--arrivals", type=int, default=96, help="how many arrive one by one, at each load and policy")
     parser.add_argument("--beside", help="the model of single pictures beside a large request; else the same once more")
@@ -204,9 +210,10 @@ def main() -> None:
     parser.add_argument("--dtype", help="of the large matmuls; else the model's own")
     parser.add_argument("--device")
     given = parser.parse_args()
-    claims = Claims("-".join(filter(None, ("continuous-batching", given.model, given.dtype))), given.save)
+    revised = None if given.revisions is None else f"{given.revisions}-revisions"
+    claims = Claims("-".join(filter(None, ("continuous-batching", given.model, given.dtype, revised))), given.save)
     make = partial(make_engine, device=given.device, dtype=given.dtype, max_batch=given.max_batch)
-    compare(make, given.model, given.requests, given.repeats, given.arrivals, claims)
+    compare(make, given.model, given.requests, given.repeats, given.arrivals, claims, given.revisions)
     if given.arrivals:
         beside = BESIDE + (given.beside or given.model)
         compare_models(make, given.model, beside, given.large, given.arrivals // 4, claims)

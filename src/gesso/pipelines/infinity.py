@@ -51,9 +51,7 @@ from gesso.pipelines.infinity_state import (
     join_text,
     split_text,
 )
-from gesso.pipelines.planning import (
-    chunks,
-)
+from gesso.pipelines.planning import chunks
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
 from gesso.sampling.guidance import NEGATIVE, PROMPT, branches, guide
@@ -137,6 +135,7 @@ class InfinityPipeline:
         seed = request.seed + image
         tokens = conditioning.prompt.keys_values[0][0].shape[2]
         revisions, kept = self.planner.revisions(request, schedule)
+        costs = self.planner.costs(request, schedule, tokens)
         return InfinityState(
             request=request,
             seed=seed,
@@ -144,8 +143,8 @@ class InfinityPipeline:
             conditioning=conditioning,
             guidance=per_scale(request.guidance, len(schedule)),
             temperature=per_scale(request.temperature, len(schedule)),
-            costs=self.planner.costs(request, schedule, tokens),
-            look_cost=self.planner.look_cost(schedule),
+            costs=costs,
+            revision_cost=self.planner.revision_cost(request, schedule, costs, kept),
             generator=torch.Generator().manual_seed(seed),
             sum_kHW=torch.zeros(self.autoencoder.config.bits, height, width, device=self.device),
             revisions=revisions,
@@ -157,7 +156,8 @@ class InfinityPipeline:
     @torch.inference_mode()
     def step(self, states: Sequence[InfinityState]) -> None:
         """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
-        if states[0].is_painted:
+        anew = states[0].is_painted
+        if anew:
             self._revise(states)
         schedule, scale = states[0].schedule, states[0].scale
         doubled = [state for state in states if state.doubled]
@@ -172,7 +172,7 @@ class InfinityPipeline:
         samples += [(row, NEGATIVE) for row, state in enumerate(states) if state.doubled]
         with branches(samples):
             logits_RnV = self.transformer.step(
-                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=states[0].anew
+                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=anew
             )
         logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
         if inside is None:
@@ -241,7 +241,7 @@ class InfinityPipeline:
         for index, state in enumerate(states):
             state.sum_kHW, state.inputs_nK = sum_BkHW[index], None if inputs_BnK is None else inputs_BnK[index]
             state.bits.append(bits_Bkhw[index])
-            state.scale, state.anew = scale + 1, False
+            state.scale = scale + 1
             if last:  # nothing will attend to these any more
                 state.company = state.prompt_row = state.null_row = None
 
@@ -259,7 +259,7 @@ class InfinityPipeline:
         for index, (state, inputs_nK) in enumerate(zip(states, torch.cat(inputs, dim=1), strict=True)):
             state.sum_kHW, state.inputs_nK = sums[-1][index], inputs_nK
             state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
-            state.scale, state.revision, state.anew = kept, state.revision + 1, True
+            state.scale, state.revision = kept, state.revision + 1
 
     def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
         """A per-picture setting of this scale as `[B,1,1]`."""

@@ -6,7 +6,7 @@ Shapes as in `infinity`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from gesso.models.infinity.cost import (
 from gesso.models.infinity.scales import Grid, ScaleSchedule
 from gesso.models.infinity.transformer import InfinityTransformer
 from gesso.pipelines.contract import Cost, Plan
-from gesso.pipelines.infinity_state import GenerationDefaults, TextEncoder
+from gesso.pipelines.infinity_state import GenerationDefaults, TextEncoder, last_guided
 from gesso.pipelines.planning import (
     check_list,
     picture_size,
@@ -74,8 +74,9 @@ class InfinityPlanner:
             picture_size("init_image", request.init_image)
         latent = schedule.latent_grids(self._config.patchify)[-1]
         ends = text_flops(self._config, tokens) + decode_flops(self._autoencoder.config, latent)
-        looks = [self.look_cost(schedule)] * revisions
-        cost = sum([*self.costs(filled, schedule, tokens) * (1 + revisions), *looks], Cost(flops=ends, bytes=0.0))
+        costs = self.costs(filled, schedule, tokens)
+        again = [self.revision_cost(filled, schedule, costs, kept), *costs[kept + 1 :]] * revisions
+        cost = sum([*costs, *again], Cost(flops=ends, bytes=0.0))
         peak = self._peak_bytes(schedule, latent, schedule.starts[kept + 1] if revisions else 0)
         return Plan(request=filled, steps=steps, cost=cost, peak_bytes=peak, warnings=self._warnings(request))
 
@@ -100,14 +101,22 @@ class InfinityPlanner:
         )
 
     def revisions(self, request: GenerationRequest, schedule: ScaleSchedule) -> tuple[int, int]:
-        """How often a picture is revised, and the number of scales that a revision keeps: at least one, and not all."""
+        """How often a picture is revised, and the number of scales that a revision keeps: at least one, and those of a
+        given picture, but not all.
+        """
         revisions, strength = request.revisions or 0, request.revision_strength
         assert strength is not None
         if revisions and request.guidance_layer:
             raise RequestError("revisions", revisions, "0 with a guidance_layer", "guide the logits: guidance_layer 0")
         if revisions and len(schedule) == 1:
             raise RequestError("revisions", revisions, "0 where a picture is one scale")
-        return revisions, max(1, len(schedule) - max(1, round(strength * len(schedule))))
+        scales, given = len(schedule), self.given_scales(request, schedule)
+        return revisions if given < scales else 0, max(1, given % scales, scales - max(1, round(strength * scales)))
+
+    def given_scales(self, request: GenerationRequest, schedule: ScaleSchedule) -> int:
+        """How many scales come from a given picture: the share that `init_strength` does not repaint."""
+        strength = request.init_strength
+        return 0 if request.init_image is None or strength is None else round((1 - strength) * len(schedule))
 
     def _schedule(self, request: GenerationRequest) -> tuple[ScaleSchedule, tuple[int, int]]:
         width, height = request.width, request.height
@@ -138,12 +147,16 @@ class InfinityPlanner:
 
     def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
         words = unknown_words(self._text, request, self.name)
+        revised = self.defaults.revisions if request.revisions is None else request.revisions
+        if request.revision_strength not in (None, self.defaults.revision_strength) and not revised:
+            words += ("revision_strength has no effect without revisions",)
+        if request.guidance_layer and request.revisions is None and revised:
+            words += (f"a guidance_layer leaves out the {revised} revisions that {self.name} has else",)
         return words + without_effect(request, _UNUSED, self.name)
 
     def costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
         """Cost of each scale of one picture."""
-        guidance = per_scale(request.guidance, len(schedule))
-        last = max((i for i, value in enumerate(guidance) if value != 1), default=-1)
+        last = last_guided(per_scale(request.guidance, len(schedule)))
         each = torch.finfo(self._dtype).bits // 8
         weights = sum(p.numel() for p in self._transformer.blocks.parameters()) * each
         costs = []
@@ -154,11 +167,18 @@ class InfinityPlanner:
             costs.append(Cost(flops=flops, bytes=float(weights + rows * kept)))
         return tuple(costs)
 
-    def look_cost(self, schedule: ScaleSchedule) -> Cost:
-        """Cost of decoding a picture and coding it again, which a revision begins with."""
+    def revision_cost(
+        self, request: GenerationRequest, schedule: ScaleSchedule, costs: Sequence[Cost], kept: int
+    ) -> Cost:
+        """Cost of the step that begins a revision: decoding, coding, and reading all scales up to the first painted."""
         latent, config = schedule.latent_grids(self._config.patchify)[-1], self._autoencoder.config
+        last = last_guided(per_scale(request.guidance, len(schedule)))
+        null_rows = 1 if kept <= last else 0  # of every scale that is read, or of none
+        rows = [1 + (scale <= last) for scale in range(kept + 1)]
+        reading = sum(cost.flops * (1 + null_rows) / each for cost, each in zip(costs, rows, strict=False))
         weights = sum(p.nbytes for p in self._autoencoder.parameters())
-        return Cost(flops=decode_flops(config, latent) + encode_flops(config, latent), bytes=float(weights))
+        flops = decode_flops(config, latent) + encode_flops(config, latent) + reading
+        return Cost(flops=flops, bytes=costs[kept].bytes + weights)
 
     def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid, read_anew: int) -> int:
         """`read_anew` are the tokens that a revision begins with."""
@@ -175,7 +195,7 @@ class InfinityPlanner:
 
 def is_guided(plan: Plan) -> bool:
     """Whether any scale is guided."""
-    return any(value != 1 for value in per_scale(plan.request.guidance, 1))
+    return last_guided(per_scale(plan.request.guidance, 1)) >= 0
 
 
 def per_scale(value: float | tuple[float, ...] | None, scales: int) -> tuple[float, ...]:

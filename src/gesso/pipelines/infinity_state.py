@@ -75,8 +75,7 @@ class InfinityState:
     """One picture on its way: codes summed so far, the bits of its scales, and where its keys and values lie.
 
     A picture has been painted where `scale` is past the last one; where it is to be revised yet, it goes back to the
-    first scale after those `kept`. Until that one is painted it is `anew`: there are no keys and values of what it is
-    now, and `inputs_nK` are those of all scales.
+    first scale after those `kept`.
     """
 
     request: GenerationRequest
@@ -86,7 +85,7 @@ class InfinityState:
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     costs: tuple[Cost, ...]
-    look_cost: Cost
+    revision_cost: Cost  # of the step that begins one
     generator: torch.Generator
     sum_kHW: Tensor
     revisions: int
@@ -95,7 +94,6 @@ class InfinityState:
     inputs_nK: Tensor | None = None
     scale: int = 0
     revision: int = 0
-    anew: bool = False
     company: Company | None = None
     prompt_row: CacheRow | None = None
     null_row: CacheRow | None = None
@@ -103,7 +101,7 @@ class InfinityState:
     number: int = field(init=False, default_factory=itertools.count().__next__)  # of all pictures of this process
 
     def __post_init__(self) -> None:
-        self.last_guided = max((i for i, value in enumerate(self.guidance) if value != 1), default=-1)
+        self.last_guided = last_guided(self.guidance)
 
     @property
     def total(self) -> int:
@@ -116,9 +114,7 @@ class InfinityState:
 
     @property
     def cost(self) -> Cost:
-        """Of the scale that is next, and where a revision begins of all before it, which are read again."""
-        begins = self.is_painted or self.anew
-        return sum(self.costs[: self.kept + 1], self.look_cost) if begins else self.costs[self.scale]
+        return self.revision_cost if self.is_painted else self.costs[self.scale]
 
     @property
     def is_painted(self) -> bool:
@@ -128,7 +124,7 @@ class InfinityState:
     @property
     def doubled(self) -> bool:
         """Whether a null row runs in the next step: as long as its scale or a later one is guided."""
-        return (self.kept if self.is_painted else self.scale) <= self.last_guided
+        return bool(self.remaining) and (self.kept if self.is_painted else self.scale) <= self.last_guided
 
     @property
     def batch_key(self) -> Hashable:
@@ -137,7 +133,12 @@ class InfinityState:
         """
         layer = self.request.guidance_layer
         inside = (layer, self.doubled, self.doubled and self.guidance[self.scale] != 1) if layer else None
-        return (self.schedule, self.scale, self.kept if self.is_painted else None, self.anew, inside)
+        return (self.schedule, self.scale, self.kept if self.is_painted else None, inside)
+
+
+def last_guided(guidance: Sequence[float]) -> int:
+    """The last scale that is guided, up to which null rows run; -1 for none."""
+    return max((scale for scale, value in enumerate(guidance) if value != 1), default=-1)
 
 
 def join_text(texts: Sequence[TextCondition]) -> TextCondition:

@@ -171,7 +171,7 @@ class InfinityOnPolicyTask(InfinityTask):
     def _painted(self, states: Sequence[InfinityState], stated: Sequence[tuple[Claim, str]]) -> list[Way]:
         """The ways to finished pictures, by the bits of all their scales."""
         bits = [torch.stack([state.bits[scale] for state in states]) for scale in range(len(self.grids))]
-        sums = [torch.zeros_like(torch.stack([state.sum_kHW for state in states]), dtype=torch.float32)]
+        sums = [torch.zeros(len(states), *states[0].sum_kHW.shape)]
         for bits_Bkhw in bits[:-1]:
             sums.append(sums[-1] + enlarge(codes(bits_Bkhw), self.grids[-1]))
         return _ways(sums, bits, stated)

@@ -148,7 +148,7 @@ def test_a_guest_counts_for_plans_that_name_it_and_once_it_is_there_for_all() ->
 
 def test_decoding_by_tiles_holds_a_tile_and_those_before_it() -> None:
     """Tiles of 512 pixels begin every 384; a pixel is 12 bytes, and in the end there are tiles, rows and a picture."""
-    footprint, tiling = Footprint(tile=512), parse_mode("tiling")
+    footprint, tiling = Footprint(), parse_mode("tiling")
     footprint.add("autoencoder", nn.Identity())
     footprint.tile = 512
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from gesso.errors import RequestError
+from gesso.models.attention import sdpa
+from gesso.models.infinity.layers import SelfAttention
 from gesso.models.infinity.quantizer import quantize, sum_of_codes
 from gesso.models.infinity.scales import ScaleSchedule
-from gesso.models.infinity.transformer import scale_mask
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.pipelines.infinity_state import InfinityState
 from gesso.request import GenerationRequest
@@ -80,7 +82,6 @@ def test_a_token_of_several_scales_sees_its_own_and_earlier_ones(pipeline: Infin
     assert not cache.slab[..., :end, :].isnan().any()
     last = network.step(inputs_2LK[:, end - 1 :], text, SQUARE, upto + 1, cache)
     assert torch.allclose(last, whole_2LV[:, end:], atol=1e-5)
-    assert scale_mask(SQUARE)[:end, :end].sum() < end * end
 
 
 def test_a_revision_keeps_what_the_tokenizer_sees(pipeline: InfinityPipeline) -> None:
@@ -99,13 +100,15 @@ def test_a_revision_keeps_what_the_tokenizer_sees(pipeline: InfinityPipeline) ->
     assert torch.allclose(state.sum_kHW, whole, atol=1e-6)
 
 
-def test_a_given_picture_stays_given(pipeline: InfinityPipeline, tmp_path: Path) -> None:
+def test_scales_of_a_given_picture_are_not_painted_anew(pipeline: InfinityPipeline, tmp_path: Path) -> None:
     next(iter(run_plainly(pipeline, ask(revisions=0)))).image.save(tmp_path / "given.png")
-    request = ask("a blue ring", init_image=str(tmp_path / "given.png"), init_strength=0.2, revisions=2)
-    state = finished(pipeline, request)
-    given = state.conditioning.prefix
-    assert len(given) == 4
-    assert torch.equal(state.bits[3], given[3][0])  # a revision would have painted it anew
+    given = {"init_image": str(tmp_path / "given.png"), "revisions": 2}
+    state = begun(pipeline, ask("a blue ring", init_strength=0.2, **given))
+    assert (len(state.conditioning.prefix), state.kept, state.total) == (4, 4, 7)  # else three were kept
+    assert begun(pipeline, ask("a blue ring", init_strength=0.9, **given)).kept == 3
+    whole = finished(pipeline, ask("a blue ring", init_strength=0.0, **given))
+    assert whole.total == 5
+    assert [bits.tolist() for bits in whole.bits] == [bits[0].tolist() for bits in whole.conditioning.prefix]
 
 
 def test_what_it_costs(pipeline: InfinityPipeline) -> None:
@@ -120,6 +123,46 @@ def test_what_it_costs(pipeline: InfinityPipeline) -> None:
         pipeline.step([state])
     assert len(flops) == plan.steps == state.total
     assert math.isclose(sum(flops) - sum(flops[:5]), plan.cost.flops - plain.cost.flops)
+    once = pipeline.plan(ask(revisions=1)).cost.bytes - plain.cost.bytes
+    assert once < 2 * state.costs[4].bytes + state.revision_cost.bytes  # weights are read once a step
+
+
+@pytest.mark.parametrize("guidance", [3.0, (3.0, 2.0, 1.0, 1.0, 1.0), 1.0])
+def test_operations_of_its_first_step(pipeline: InfinityPipeline, guidance: object) -> None:
+    """Against those that torch counts; rows without guidance are counted once."""
+    state = begun(pipeline, ask(revisions=1, guidance=guidance))
+    while not state.is_painted:
+        pipeline.step([state])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        stated = state.cost.flops
+        pipeline.step([state])
+    assert counter.get_total_flops() == pytest.approx(stated, rel=0.05)
+
+
+def test_it_goes_by_kernels_that_take_no_mask(pipeline: InfinityPipeline) -> None:
+    """Flash, sage and flex attention know masks of keys alone."""
+    unmasked = tiny_pipeline()
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+        assert mask is None
+        return sdpa(q, k, v, scale=scale)
+
+    for module in unmasked.transformer.modules():
+        if isinstance(module, SelfAttention):
+            module.kernel = kernel
+    states = [finished(made, ask(revisions=1)) for made in (pipeline, unmasked)]
+    assert [bits.tolist() for bits in states[0].bits] == [bits.tolist() for bits in states[1].bits]
+
+
+def test_what_is_left_out_is_told(pipeline: InfinityPipeline) -> None:
+    assert pipeline.plan(ask()).warnings == ("revision_strength has no effect without revisions",)
+    assert pipeline.plan(ask(revisions=1)).warnings == ()
+    revised = tiny_pipeline(replace(DEFAULTS, revisions=2))
+    (warning,) = revised.plan(ask(guidance_layer=-1)).warnings
+    assert warning == "a guidance_layer leaves out the 2 revisions that tiny has else"
+    assert revised.plan(ask(guidance_layer=-1, revisions=0)).warnings == (
+        "revision_strength has no effect without revisions",
+    )
 
 
 def test_strengths_leave_a_scale_to_keep_and_one_to_paint(pipeline: InfinityPipeline) -> None:
@@ -139,30 +182,6 @@ def test_pictures_that_begin_a_revision_step_with_their_like_alone(pipeline: Inf
     pipeline.step([first])
     pipeline.step([behind])
     assert first.batch_key == behind.batch_key  # in the midst of it they are at a scale like any other
-
-
-def test_a_step_that_runs_out_of_memory_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By fewer pictures, as the engine does: what a revision began is gone on with."""
-    pipeline = tiny_pipeline()
-    states = [begun(pipeline, ask(seed=seed, revisions=1)) for seed in (3, 4)]
-    for _ in range(5):
-        pipeline.step(states)
-    step = pipeline.transformer.step
-
-    def fails(*args: Any, **kwargs: Any) -> Tensor:
-        step(*args, **kwargs)
-        raise MemoryError
-
-    monkeypatch.setattr(pipeline.transformer, "step", fails)
-    with pytest.raises(MemoryError):
-        pipeline.step(states)
-    monkeypatch.undo()
-    assert states[0].batch_key == states[1].batch_key and states[0].remaining == 2
-    for state in states:
-        while state.remaining:
-            pipeline.step([state])
-        alone = finished(pipeline, ask(seed=state.seed, revisions=1))
-        assert [bits.tolist() for bits in state.bits] == [bits.tolist() for bits in alone.bits]
 
 
 def test_refusals(pipeline: InfinityPipeline) -> None:

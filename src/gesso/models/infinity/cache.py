@@ -48,13 +48,14 @@ class KeyValueCache:
     class Layer:
         """One block's keys and values up to `start`, and whether what is added is kept.
 
-        `mask` `[n, start+n]` says what each of n new tokens sees where they are of several scales; None: everything.
+        Where new tokens are of several scales, `ends` says where each of these ends: a token sees its own and earlier
+        ones.
         """
 
         slab: Tensor
         start: int
         keep: bool
-        mask: Tensor | None = None
+        ends: Sequence[int] = ()
 
         def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             """Past and new keys and values together, each `[R,H,start+n,D]`."""
@@ -69,8 +70,8 @@ class KeyValueCache:
             both = self.slab[..., :end, :]
             return both[0], both[1]
 
-    def layer(self, index: int, start: int, keep: bool, mask: Tensor | None = None) -> KeyValueCache.Layer:
-        return KeyValueCache.Layer(self.slab[index], start, keep, mask)
+    def layer(self, index: int, start: int, keep: bool, ends: Sequence[int] = ()) -> KeyValueCache.Layer:
+        return KeyValueCache.Layer(self.slab[index], start, keep, ends)
 
 
 @dataclass(frozen=True)

@@ -233,15 +233,15 @@ class InfinityTransformer(nn.Module):
         if inputs_BnK is not None:
             parts.append(self.code_embedding(inputs_BnK).float())
         x_BnC = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        scales = scale_indices(schedule, device)[:end] if first < scale else scale
-        mask = scale_mask(schedule, device)[:end, :end] if first < scale else None
+        scale_n = scale_indices(schedule, device)[:end] if anew else scale
+        ends = schedule.starts[1 : scale + 2] if anew else ()
         rotary = self._rotary(schedule, start, end, device)
         shared_B16C = self.shared_modulation(text)
         keep = scale + 1 < len(schedule)
         for index, block in enumerate(self._blocks()):
             if self._embeds_scale(index):
-                x_BnC = x_BnC + self.scale_embedding.weight[scales]
-            past = cache.layer(index, start, keep, mask)
+                x_BnC = x_BnC + self.scale_embedding.weight[scale_n]
+            past = cache.layer(index, start, keep, ends)
             x_BnC = block(x_BnC, shared_B16C, rotary, text.keys_values[index], text.mask_BT, past)
             if guidance is not None and index == guidance.block:
                 prompt, null = x_BnC.chunk(2)
