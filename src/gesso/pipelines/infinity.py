@@ -124,8 +124,8 @@ class InfinityPipeline:
         pixels_HW3 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, -1, 3)
         image_13HW = (pixels_HW3.movedim(-1, 0).float() / 127.5 - 1)[None].to(self.device)
         latent = self.autoencoder.encode(image_13HW)
-        scales = round((1 - request.init_strength) * len(schedule))
-        return tuple(quantize(latent, schedule.latent_grids(self.config.patchify)).bits[:scales])
+        given = self.planner.given_scales(request, schedule)
+        return tuple(quantize(latent, schedule.latent_grids(self.config.patchify)).bits[:given])
 
     def begin(self, plan: Plan, conditioning: InfinityConditioning, image: int) -> InfinityState:
         request = plan.request
