@@ -110,14 +110,14 @@ def predict(ladder: Ladder, step: int, rule: Rule, order: int | None = None) -> 
     factors = ladder.factors[: None if order is None else order + 1]
     if len(factors) == 1:
         return factors[0].clone()
-    result, own = factors[0], False
+    result = factors[0]
     for power, factor in enumerate(factors[1:], start=1):
         reach, share = _reach(ladder, step, power, rule), 1 / math.factorial(power)
         if factor.dtype.itemsize >= _SINGLE:
-            result = result.add_(factor, alpha=reach * share) if own else result.add(factor, alpha=reach * share)
+            add = result.add if power == 1 else result.add_  # order 0 is the ladder's
+            result = add(factor, alpha=reach * share)
         else:  # rounded after each product, which makes the published code's bits
             result = result + (factor if power == 1 else factor * share) * reach
-        own = True
     return result
 
 

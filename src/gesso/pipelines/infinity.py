@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -55,8 +54,6 @@ from gesso.pipelines.planning import chunks
 from gesso.request import GenerationRequest
 from gesso.sampling.bits import choose_bits, exponential_noise
 from gesso.sampling.guidance import NEGATIVE, PROMPT, branches, guide
-
-_T = TypeVar("_T")
 
 _PREVIEW_CELLS = 32  # longer edge of what a preview decodes
 

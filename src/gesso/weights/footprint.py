@@ -89,7 +89,7 @@ class Footprint:
         for role, part in parts.items():
             there = {name: other for name, other in parts.items() if not are_apart(role, name, mode)}
             held = sum(other.working(mode) for other in there.values())
-            beside = max((held for stage, held in activations.items() if _takes_part(role, stage)), default=0)
+            beside = max((taken for stage, taken in activations.items() if _takes_part(role, stage)), default=0)
             if mode.tiling and role == AUTOENCODER and self.tile:
                 beside = _tiled(beside, *size, self.tile)
             most = max(most, always + held + beside + part.temporary)
