@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,10 +19,12 @@ from gesso.worlds.shapes import (
     caption,
     prompts,
     scene,
+    stated,
     training_scene,
     words,
 )
 from gesso.worlds.shapes.captions import NUMBER_WORDS, SIZE_WORDS, plural
+from gesso.worlds.shapes.scenes import RELATIONS
 
 SEEDS = st.integers(0, 2**63 - 1)
 NAMES = {shape: shape for shape in SHAPES} | {plural(shape): shape for shape in SHAPES}
@@ -113,6 +116,23 @@ def test_many_captions_are_true_varied_and_in_the_vocabulary() -> None:
     assert max(len(words(text)) for text in texts) <= 32
     heads = Counter(" ".join(words(text)[:2]) for text in texts)
     assert len(heads) > 100
+
+
+def test_what_is_above_is_said_and_what_is_left_is_said_or_named_first() -> None:
+    said: Counter[str] = Counter()
+    for seed in range(3_000):
+        drawn = scene(seed)
+        if drawn.kind != "pair":
+            continue
+        claim, text = stated(drawn, seed)
+        read = parse(text)
+        assert claim.relation == drawn.relation
+        assert claim.by_order == (read.relation is None)
+        if claim.by_order:
+            assert is_true(replace(read, relation="left"), drawn), text
+        said["order" if claim.by_order else drawn.relation or ""] += 1
+    assert 0.3 < said["order"] / said.total() < 0.4
+    assert min(said[relation] for relation in RELATIONS) > 50
 
 
 def test_every_word_is_used() -> None:

@@ -4,7 +4,8 @@ In here: `Claim` (what a text states about a picture), `caption`, `stated`, `phr
 here: scenes (`scenes.py`), held-out questions and judging (`scoring.py`).
 
 A caption never says anything false, but it often says less than all: size, colours or background may be left out,
-since people's prompts do so too.
+since people's prompts do so too. Of two things side by side it may name the left one first and say no more about where
+they are; that one lies above the other is always said.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _OTHER_WORDS: Final = (
 _COLOURS_SHARE: Final = 0.60
 _BACKGROUND_SHARE: Final = 0.89
 _SIZE_SHARE: Final = 0.55
-_RELATION_SHARE: Final = 0.45
+_ORDER_SHARE: Final = 0.70  # of pairs side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Claim:
 
     `looks` is (shape, colour) of each object named, two for a pair and one otherwise; `number` is how many there are of
     each look (1 for a pair); None stands for what is left unsaid. `relation` is where the first lies, seen from the
-    second.
+    second; `by_order`, if the text says so only by naming the left one first.
     """
 
     looks: tuple[tuple[str, str | None], ...]
@@ -63,6 +64,7 @@ class Claim:
     size: str | None = None
     relation: str | None = None
     background: str | None = None
+    by_order: bool = False
 
 
 def caption(scene: Scene, seed: int) -> str:
@@ -127,8 +129,8 @@ def _claim(scene: Scene, dice: Dice) -> Claim:
     named = scene.objects if scene.kind == "pair" else scene.objects[:1]
     looks = tuple((thing.shape, thing.colour if with_colours else None) for thing in named)
     if scene.kind == "pair":
-        relation = scene.relation if dice.chance(_RELATION_SHARE) else None
-        return Claim(looks, relation=relation, background=background)
+        by_order = dice.chance(_ORDER_SHARE) and scene.relation in ("left", "right")
+        return Claim(looks, relation=scene.relation, background=background, by_order=by_order)
     if scene.kind == "count":
         return Claim(looks, number=len(scene.objects), background=background)
     return Claim(looks, size=scene.size if dice.chance(_SIZE_SHARE) else None, background=background)
@@ -179,12 +181,15 @@ def _count_phrase(claim: Claim, dice: Dice) -> str:
 
 def _pair_phrase(claim: Claim, dice: Dice) -> str:
     (first, second), relation = claim.looks, claim.relation
-    if dice.chance(0.5):
+    turned = dice.chance(0.5)
+    if claim.by_order:
+        turned = relation == "right"
+    if turned:
         first, second = second, first
         relation = OPPOSITE[relation] if relation else None
     clause = dice.chance(0.08)
     one, two = (_pair_noun(shape, colour, clause=clause) for shape, colour in (first, second))
-    if relation is None:
+    if relation is None or claim.by_order:
         return f"{one} {dice.pick(('and', 'and', 'with'))} {two}"
     if dice.chance(0.15):
         here, there = _ends(relation)
