@@ -26,7 +26,7 @@ tag "gesso"):
     init_image digest of the starting picture's file, where there was one
     identity   digests of the photograph's file and of the pose's, {"image", "pose"}, where there was one
     refiner    digest of the refiner's files, where there was one
-    likeness   cosine between the photograph's face and the picture's, null where it shows none
+    likeness   cosine between the photograph's face and the picture's, null where none is found
     mask       digest of the mask's file, where there was one
     lora       of each adapter, where there were any: {"source", "scale"; "digest": of its file; "kind": what is in it;
                "config": of what lies beside it for PEFT}

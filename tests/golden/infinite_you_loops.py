@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gesso.errors import FileError
+from gesso.identity.reader import Pose
 from gesso.models import flux_network
 from gesso.pipelines.flux import FluxPipeline
 from gesso.pipelines.flux_state import FluxDefaults, FluxState
@@ -128,10 +129,10 @@ class RecordedFaces:
     def vector_of(self, image: Image.Image, source: str) -> Tensor:
         raise FileError(source, "is not looked at")
 
-    def pose(self, path: Path, width: int, height: int) -> Image.Image:
+    def pose(self, path: Path, width: int, height: int) -> Pose:
         if not path.is_file():
             raise BrokenGoldenError(f"{path.name} is missing")
-        return Image.open(path).convert("RGB")
+        return Pose(Image.open(path).convert("RGB"))
 
 
 class RecordedTokens(nn.Module):

@@ -6,7 +6,7 @@ Not here: how likeness is measured (`pipelines/infinite_you`), painting (`painti
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gesso.cli.painting import paint_most, paint_placed
+from gesso.cli.painting import paint_again, paint_placed
 from gesso.cli.view import View
 from gesso.errors import GessoError, RejectedError, RequestError
 from gesso.events import Result
@@ -54,7 +54,7 @@ def paint_alike(
                 break
             seed = (request.seed + number * _STRIDE) % (LARGEST_SEED + 1)
             try:
-                for other in paint_most(engine, [request.model_copy(update={"seed": seed})], view):
+                for other in paint_again(engine, request.model_copy(update={"seed": seed}), view, place):
                     best = max(best, other, key=_likeness)
             except GessoError as problem:  # Ctrl-C, too
                 if isinstance(best, RejectedError):
@@ -90,4 +90,4 @@ def _likeness(result: Result | RejectedError) -> float:
 
 
 def _words(result: Result) -> str:
-    return f"{_likeness(result):.2f}" if _likeness(result) >= -1 else "unknown (no face is seen)"
+    return f"{_likeness(result):.2f}" if _likeness(result) >= -1 else "unknown (no face is seen, or too small a one)"

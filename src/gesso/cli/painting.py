@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _HANDED_IN = 64  # enough to fill any batch, few enough that ten thousand pictures are not held in memory
 
+_BEFORE_OTHERS = 1  # a priority; 0 is everybody's
+
 
 def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result]:
     """As `paint_most`, but a picture that the safety checker rejects raises its RejectedError."""
@@ -41,10 +43,16 @@ def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: Vi
             yield painted
 
 
+def paint_again(engine: "Engine", request: GenerationRequest, view: View, place: int) -> Iterator[Result | RejectedError]:
+    """Yields another picture of the request at this place, painted before those that wait, so that it is saved first."""
+    for _, painted in paint_placed(engine, [request], view, first=place, priority=_BEFORE_OTHERS):
+        yield painted
+
+
 def paint_placed(
-    engine: "Engine", requests: Iterable[GenerationRequest], view: View
+    engine: "Engine", requests: Iterable[GenerationRequest], view: View, *, first: int = 0, priority: int = 0
 ) -> Generator[tuple[int, Result | RejectedError]]:
-    """Yields the place of each request, from 0, and its picture, or that the safety checker rejects it.
+    """Yields the place of each request, from `first`, and its picture, or that the safety checker rejects it.
 
     Leaving the iteration early cancels the rest. Ctrl-C, or a request that fails, stops the rest, yields what is
     finished by then, which may leave places out, and then raises.
@@ -53,12 +61,12 @@ def paint_placed(
         CancelledError: Ctrl-C.
         GessoError: whatever else made a request fail.
     """
-    waiting = enumerate(requests)
+    waiting = enumerate(requests, first)
     jobs: deque[tuple[int, Job]] = deque()
     try:
         while True:
             while len(jobs) < _HANDED_IN and (following := next(waiting, None)) is not None:
-                jobs.append((following[0], engine.submit(following[1])))
+                jobs.append((following[0], engine.submit(following[1], priority=priority)))
             if not jobs:
                 return
             place, job = jobs[0]

@@ -264,7 +264,7 @@ def _rows(record: Record) -> Iterator[tuple[str, object]]:
         yield "steps taken", f"{counts}: {cached.get('steps')}"
     if "likeness" in record.data:
         likeness = record.data["likeness"]
-        yield "likeness", "unknown, no face is seen" if likeness is None else likeness
+        yield "likeness", "unknown, no face is seen, or too small a one" if likeness is None else likeness
     yield from _safety_row(record)
     seconds = record.data.get("seconds")
     if isinstance(seconds, dict):

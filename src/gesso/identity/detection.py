@@ -179,7 +179,10 @@ class FaceDetector:
             try:
                 if path.stat().st_size > _LARGEST_MODEL:
                     raise ValueError(f"{path.stat().st_size} bytes")
-                self._session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                # Its way of trying again would be told on standard output.
+                self._session = library.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+                )
             except Exception as error:  # as above, and OSError
                 raise self._unusable(error) from error
         return self._session

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gesso.identity.key_points import COLOURS, DIMMED, LIMBS
-from gesso.identity.reader import Face
+from gesso.identity.reader import Face, Pose
 from gesso.models.face_recogniser import FaceRecogniser
 from gesso.pictures import check_file, read_pixels
 
@@ -42,10 +42,8 @@ class NanoFaceReader:
         picture = read_pixels(path)
         points_52 = self._read(picture)[1] * min(picture.size)
         points_52 += [(edge - min(picture.size)) / 2 for edge in picture.size]
-        warnings = ()
-        if picture.width != picture.height:
-            warnings = (f"{path}: is {picture.width}x{picture.height}; the square in its middle is used",)
-        return Face(points_52.astype(np.float32), np.asarray(self._square(picture))[..., ::-1], warnings)
+        aligned_EE3 = np.asarray(self._square(picture))[..., ::-1]
+        return Face(points_52.astype(np.float32), aligned_EE3, _warnings(path, picture))
 
     def vector(self, path: Path) -> Tensor:
         """The unit vector `[V]` of a portrait. Raises FileError."""
@@ -56,10 +54,11 @@ class NanoFaceReader:
         """As `vector`, of a picture in memory."""
         return self._read(image)[0]
 
-    def pose(self, path: Path, width: int, height: int) -> Image.Image:
-        """The key points of a pose picture, for a picture of this size. Raises FileError."""
+    def pose(self, path: Path, width: int, height: int) -> Pose:
+        """The key points of a pose picture, in the square in the middle of a picture of this size. Raises FileError."""
         check_file(path)
-        return draw_points((width, height), self._read(read_pixels(path))[1])
+        picture = read_pixels(path)
+        return Pose(draw_points((width, height), self._read(picture)[1]), _warnings(path, picture))
 
     def _square(self, image: Image.Image) -> Image.Image:
         edge, side = min(image.size), self._recogniser.config.side
@@ -74,14 +73,21 @@ class NanoFaceReader:
         return vector_1V[0], points_152[0].double().numpy()
 
 
+def _warnings(path: Path, picture: Image.Image) -> tuple[str, ...]:
+    if picture.width == picture.height:
+        return ()
+    return (f"{path}: is {picture.width}x{picture.height}; the square in its middle is used",)
+
+
 def draw_points(size: tuple[int, int], points_52: NDArray[np.float64] | Sequence[Sequence[float]]) -> Image.Image:
-    """Limbs at six tenths of their colours, then discs in full, on black; points are fractions of width and height.
+    """Limbs at six tenths of their colours, then discs in full, on black; points are fractions of the square in the middle.
 
     As `key_points.draw_key_points`, in proportion to the picture and not in pixels, for pictures of 64.
     """
-    width, height = size
-    points = [(float(x) * width, float(y) * height) for x, y in np.asarray(points_52)]
-    radius = max(1.0, _RADIUS * min(size))
+    side = min(size)
+    left, top = ((edge - side) / 2 for edge in size)
+    points = [(left + float(x) * side, top + float(y) * side) for x, y in np.asarray(points_52)]
+    radius = max(1.0, _RADIUS * side)
     picture = Image.new("RGB", size)
     pencil = ImageDraw.Draw(picture)
     for first, second in LIMBS:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ _MUCH_ENLARGED = 1.5
 _LEAST_SHARP = 20.0
 _NARROWEST = 16  # times as long as wide
 _RETAKE = "use a photograph that shows one face from the front, sharp and large"
+
+
+class Pose(NamedTuple):
+    """Key points drawn for a picture of some size, with warnings about the picture that they are of."""
+
+    picture: Image.Image
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +109,7 @@ class FaceReader:
         aligned_EE3 = alignment.aligned(image_HW3, matrix_23)
         warnings = []
         if len(faces) > 1:
-            warnings.append(f"shows {len(faces)} faces; the largest is used, crop the picture to choose another")
+            warnings.append(_of_several(len(faces)))
         if enlarged > _MUCH_ENLARGED:
             warnings.append(f"its face is only {width} pixels wide, which costs likeness; {_RETAKE}")
         elif alignment.sharpness(aligned_EE3) < _LEAST_SHARP:
@@ -123,11 +130,15 @@ class FaceReader:
         with torch.inference_mode():
             return self._recogniser(alignment.face_input(face.aligned_EE3))[0]
 
-    def pose(self, path: Path, width: int, height: int) -> Image.Image:
+    def pose(self, path: Path, width: int, height: int) -> Pose:
         """The key points of the largest face of a pose picture, once it is fitted to the size. Raises as `face`."""
-        return self._poses.get((_digest(path), width, height), lambda: self._pose(path, width, height))
+        key = _digest(path), width, height
+        points_52, count = self._poses.get(key, lambda: self._pose(path, width, height))
+        warnings = (f"{path}: {_of_several(count)}",) if count > 1 else ()
+        return Pose(draw_key_points((width, height), points_52), warnings)
 
-    def _pose(self, path: Path, width: int, height: int) -> Image.Image:
+    def _pose(self, path: Path, width: int, height: int) -> tuple[NDArray[np.float32], int]:
+        """The points `[5,2]` of the largest face, and how many faces there are."""
         picture = read_pixels(path)
         if max(picture.size) > _NARROWEST * min(picture.size):
             raise FileError(path, f"is {picture.width}x{picture.height}, too narrow for a pose", "crop it")
@@ -135,7 +146,7 @@ class FaceReader:
         if not len(faces):
             again = "use one in which a face is large and from the front, or leave the pose out"
             raise FileError(path, f"shows no face that can be found once it is fitted to {width}x{height}", again)
-        return draw_key_points((width, height), faces.points_N52[faces.largest])
+        return faces.points_N52[faces.largest].copy(), len(faces)
 
 
 def _digest(path: Path) -> str:
@@ -151,6 +162,10 @@ def blue_first(image: Image.Image) -> NDArray[np.uint8]:
 def likeness(one_E: Tensor, other_E: Tensor) -> float:
     """Cosine of two faces' vectors: 1 for the same picture, about 0 for strangers, in between for one person."""
     return float(torch.nn.functional.cosine_similarity(one_E.double(), other_E.double(), dim=0))
+
+
+def _of_several(count: int) -> str:
+    return f"shows {count} faces; the largest is used, crop the picture to choose another"
 
 
 def _width(faces: Detections) -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.models.controlnets.controlnet_flux import FluxControlNetModel
 
-    from gesso.identity.reader import Face
+    from gesso.identity.reader import Face, Pose
 
 VARIANT = "aes_stage2"
 """The variant where a request names none."""
@@ -56,18 +56,22 @@ class Faces(Protocol):
         """As `vector`, of a picture in memory that a message calls `source`."""
         ...
 
-    def pose(self, path: Path, width: int, height: int) -> Image.Image:
-        """The key points of a pose picture, for a picture of this size."""
+    def pose(self, path: Path, width: int, height: int) -> Pose:
+        """The key points of a pose picture, for a picture of this size, with warnings about it."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """One variant: InfuseNet on the device, and the resampler, which is small and runs on the processor in float32."""
+    """One variant: InfuseNet on the device, and the resampler, which is small and runs on the processor in float32.
+
+    `return_to` makes it the one that its loader counts and moves, once another variant took that place.
+    """
 
     variant: str
     infusenet: FluxControlNetModel
     resampler: nn.Module
+    return_to: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ class InfiniteYou:
         assert identity is not None and filled.width is not None and filled.height is not None
         found = self.faces.face(Path(identity.image)).warnings
         if identity.pose is not None:
-            self.faces.pose(Path(identity.pose), filled.width, filled.height)
+            found += self.faces.pose(Path(identity.pose), filled.width, filled.height).warnings
         if not any(scales_of(identity, evaluations)):
             found += (f"identity has no effect: no step of {evaluations} lies in its window, or its strength is 0",)
         return found
@@ -195,7 +199,7 @@ class InfiniteYou:
         if identity.pose is None:
             control = Image.new("RGB", (filled.width, filled.height))
         else:
-            control = self.faces.pose(Path(identity.pose), filled.width, filled.height)
+            control = self.faces.pose(Path(identity.pose), filled.width, filled.height).picture
         return IdentityConditioning(networks, vector_V, tokens_1NE, posterior(control))
 
     def likeness(self, presence: Presence, picture: Image.Image) -> float | None:
@@ -205,7 +209,7 @@ class InfiniteYou:
         """
         try:
             found = self.faces.vector_of(picture, "the picture")
-        except FileError:  # it shows no face, which is an answer
+        except FileError:  # it shows no face, or too small a one, which is an answer
             return None
         return round(likeness(presence.vector_V, found), 4)
 
@@ -214,6 +218,8 @@ class InfiniteYou:
         if networks is None:
             self._last = None  # before the next is read: both need not fit
             networks = self._known[variant] = self._load(variant)
+        elif networks is not self._last:  # pictures on their way still have it
+            networks.return_to()
         self._last = networks
         return networks
 

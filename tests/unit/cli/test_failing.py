@@ -36,7 +36,7 @@ def failed(request: GenerationRequest) -> Job:
 class Ended:
     """An engine whose jobs are over at once: seed 1 failed, 3 was rejected, 4 runs until it is cancelled."""
 
-    def submit(self, request: GenerationRequest) -> Job:
+    def submit(self, request: GenerationRequest, *, priority: int) -> Job:
         if request.seed == 1:
             return failed(request)
         job = Job(request, preview_every=0, when_cancelled=lambda job: job.end(Cancelled(job=job.id, results=())))
@@ -73,10 +73,10 @@ def test_the_command_line_saves_what_is_finished(
 ) -> None:
     submit = Engine.submit
 
-    def submitted(engine: Engine, request: GenerationRequest) -> Job:
+    def submitted(engine: Engine, request: GenerationRequest, *, priority: int) -> Job:
         if request.seed == 8:
             return failed(request)
-        job = submit(engine, request)
+        job = submit(engine, request, priority=priority)
         job.wait(60)
         return job
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gesso.cli.likeness import check_likeness, paint_alike
-from gesso.cli.painting import paint_most
+from gesso.cli.painting import paint_again
 from gesso.cli.view import View
 from gesso.engine import Engine
 from gesso.errors import CancelledError, GessoError, RejectedError, RequestError, RunError
@@ -22,18 +22,26 @@ from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
 from tests.unit.cli.running import call
 
 
+LATER = [7 + number * 1_000_000_007 for number in (1, 2, 3)]
+"""Seeds of the later tries of the picture of seed 7."""
+BEGUN: list[int] = []
+"""Seeds of the pictures that were begun."""
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     pipeline = tiny_pipeline_with_guest()
-    likenesses = {7: 0.1, 8: 0.6, 7 + 1_000_000_007: None, 7 + 2 * 1_000_000_007: 0.3, 7 + 3 * 1_000_000_007: 0.2}
+    likenesses = {7: 0.1, 8: 0.6} | dict(zip(LATER, (None, 0.3, 0.2), strict=True))
     guest = pipeline.guest
     assert guest is not None
     seeds: dict[int, int] = {}
+    BEGUN.clear()
     begin = pipeline.begin
 
     def begun(plan: Any, conditioning: Any, image: int) -> Any:
         state = begin(plan, conditioning, image)
         seeds[id(state.presence)] = state.seed
+        BEGUN.append(state.seed)
         return state
 
     pipeline.begin = begun  # the tiny detector finds no face in what is painted, so likenesses are made up
@@ -56,6 +64,19 @@ def test_the_best_try_is_kept(engine: Engine, least: float | None, tries: int | 
     assert first.seed == kept and first.metadata["seed"] == kept
     assert second.seed == 8 and second.metadata["likeness"] == 0.6
     assert first.metadata["identity"] == {"image": first.metadata["identity"]["image"]}  # pyright: ignore
+
+
+def test_what_is_best_is_there_before_later_pictures_are_begun(engine: Engine) -> None:
+    bars: list[float] = []
+    with View(silent=True) as view, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(view, "move_bar", bars.append)
+        painting = paint_alike(engine, [ask(seed) for seed in (7, *range(100, 160))], view, 0.25, 3)
+        BEGUN.clear()
+        best = next(painting)
+        assert isinstance(best, Result) and best.seed == LATER[1]
+        assert not set(BEGUN).issuperset(range(100, 160)), "all others were painted first"
+        painting.close()
+    assert bars == sorted(bars)
 
 
 @pytest.mark.parametrize("problem", [RunError("the model broke"), CancelledError()])
@@ -94,7 +115,7 @@ def test_of_a_rejected_picture_nothing_is_kept_where_a_later_try_breaks(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gesso.cli.likeness.paint_placed", lambda *_: ((0, each) for each in [RejectedError([7], 1)]))
-    monkeypatch.setattr("gesso.cli.likeness.paint_most", lambda *_: failing(RunError("the model broke")))
+    monkeypatch.setattr("gesso.cli.likeness.paint_again", lambda *_: failing(RunError("the model broke")))
     with View(silent=True) as view, pytest.raises(RunError):
         assert next(paint_alike(engine, [ask(7)], view, 0.4, 4)) is None
 
@@ -118,9 +139,9 @@ def break_later_tries(monkeypatch: pytest.MonkeyPatch, problem: GessoError, numb
     calls = iter(range(1, 100))
 
     def painted(*arguments: Any) -> Iterator[Result | RejectedError]:
-        return failing(problem) if next(calls) == number else paint_most(*arguments)
+        return failing(problem) if next(calls) == number else paint_again(*arguments)
 
-    monkeypatch.setattr("gesso.cli.likeness.paint_most", painted)
+    monkeypatch.setattr("gesso.cli.likeness.paint_again", painted)
 
 
 def failing(problem: GessoError) -> Iterator[Result | RejectedError]:

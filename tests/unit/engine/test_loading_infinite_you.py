@@ -80,6 +80,20 @@ def test_the_other_variant_makes_room(published: Path, mode: str) -> None:
     assert first() is None and second is not None
 
 
+@pytest.mark.parametrize("mode", ["full", "offload"])
+def test_a_variant_that_is_still_in_use_takes_its_place_again(published: Path, mode: str) -> None:
+    build = Build(device="cpu", memory=parse_mode(mode))
+    whole = guest(build, NETWORK)
+    in_use = whole._networks("aes_stage2")
+    part = build.placed.get("infusenet")
+    other = weakref.ref(whole._networks("sim_stage1").infusenet)
+    assert whole._networks("aes_stage2") is in_use
+    gc.collect()
+    assert other() is None
+    assert build.networks["infusenet"] is in_use.infusenet and build.placed.get("infusenet") is part
+    assert "infusenet" in build.footprint.plain
+
+
 def test_memory_is_foreseen_with_the_person_s_networks(published: Path, home: Path) -> None:
     (home / "weights/antelopev2").mkdir()
     shutil.copy(PACK / "fake_scrfd.onnx", home / "weights/antelopev2")

@@ -53,6 +53,18 @@ def test_the_largest_face_is_used_and_said_so(sharp: Path) -> None:
     assert warned(Placed(150), sharp) == ""
 
 
+def test_of_several_faces_in_a_pose_the_largest_counts_and_that_is_said(sharp: Path) -> None:
+    detector = Placed(20, 60, 40)
+    faces = FaceReader(detector, TinyRecogniser)
+    for _ in range(2):
+        picture, warnings = faces.pose(sharp, 400, 200)
+        assert warnings == (f"{sharp}: shows 3 faces; the largest is used, crop the picture to choose another",)
+        largest = draw_key_points((400, 200), (TEMPLATE * 60 / 112 + [20, 0]).astype(np.float32))
+        assert np.array_equal(np.asarray(picture), np.asarray(largest))
+    assert detector.looked == 1
+    assert FaceReader(Placed(60), TinyRecogniser).pose(sharp, 400, 200).warnings == ()
+
+
 def test_small_and_blurred_faces(sharp: Path, tmp_path: Path) -> None:
     assert "only 60 pixels wide, which costs likeness; use a photograph that shows one face" in warned(
         Placed(60), sharp

@@ -7,7 +7,7 @@ modes there are (`memory_modes`) and what they do (`weights/placing`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -89,6 +89,18 @@ class Build:
                 allocator.keep_nothing()
             self.placed.update(place(parts, self.memory, self.device, there=components.is_placed, beside=self.placed))
             accelerate_parts(parts, self.acceleration)
+
+    def return_to(self, role: str) -> Callable[[], None]:
+        """What puts the part that now has a role back into it, once another one took its place."""
+        network, part = self.networks[role], self.placed.get(role)
+
+        def again() -> None:
+            self.networks[role] = network
+            self.placed.pop(role, None)
+            if part is not None:
+                self.placed[role] = part
+
+        return again
 
     def forget(self, role: str) -> None:
         """Let go of a part that another one of its role follows; it stays as long as somebody else uses it."""

@@ -59,7 +59,7 @@ def guest(build: Build, network: Mapping[str, Any]) -> InfiniteYou:
             build.place({INFUSENET: infusenet})
             if folder == entry.folder:
                 check_pulled(entry)
-        return Networks(variant, infusenet, resampler)
+        return Networks(variant, infusenet, resampler, build.return_to(INFUSENET))
 
     return InfiniteYou(
         faces=face_reader(home),

@@ -37,7 +37,7 @@ def guest(folder: Path, build: Build) -> InfiniteYou:
             resampler = weights.load_resampler(folder)
             infusenet = weights.load_infusenet(folder, build.dtype)
             build.place({INFUSENET: infusenet})
-        return Networks(variant, infusenet, resampler)
+        return Networks(variant, infusenet, resampler, build.return_to(INFUSENET))
 
     return InfiniteYou(
         faces=NanoFaceReader(lambda: load_recogniser(folder)),
