@@ -68,7 +68,7 @@ def machine_settings(flags: dict[str, object]) -> Settings:
         check_name(settings.device)
     if settings.dtype is not None:
         check_dtype(settings.dtype)
-    attention.check_name(settings.attention)
+    attention.check_name(settings.attention, settings.device)
     check_memory(settings.memory)
     return settings
 

@@ -290,7 +290,9 @@ def _described(entry: "Entry") -> "Iterator[tuple[str, object]]":
     here = hub.pulled_from(entry)
     for source in entry.sources:
         what = f"{', '.join(source.patterns)} of {source.repository}, {source.revision or 'main branch'}"
-        yield "pulled", what + (f"; here: {here[source.repository]}" if source.repository in here else "")
+        from_hub = next((name for name in (source.repository, source.modelscope) if name in here), None)
+        of = f" of {from_hub}" if from_hub != source.repository else ""
+        yield "pulled", what + (f"; here: {here[from_hub]}{of}" if from_hub else "")
 
 
 def _as_json(entry: "Entry") -> str:

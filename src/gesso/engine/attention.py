@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gesso.devices import CPU, CUDA, kind_of
+from gesso.engine.device import check_device, default_device
 from gesso.errors import MissingError, RequestError
 
 if TYPE_CHECKING:
@@ -126,10 +127,13 @@ BACKENDS = (
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 
-def check_name(name: str) -> str:
-    """The name itself, if it is one. Raises RequestError."""
+def check_name(name: str, device: str | None = None) -> str:
+    """The name itself, if it is one, whether or not it runs here.
+
+    Raises RequestError, which imports PyTorch: it lists what the device has, the default one where none is said.
+    """
     if name not in NAMES:
-        raise RequestError("attention", name, "an attention kernel", f"one of: {', '.join(NAMES)} (gesso doctor)")
+        raise RequestError("attention", name, "an attention kernel", _listing(check_device(device or default_device())))
     return name
 
 
@@ -139,9 +143,7 @@ def check(name: str, device: str, dtype: torch.dtype | None = None, *, compiled:
     Raises RequestError for one that is unknown or does not run here, MissingError for one that can be installed; both
     say which do, and what the others need.
     """
-    backend = next((backend for backend in BACKENDS if backend.name == name), None)
-    if backend is None:
-        raise RequestError("attention", name, "an attention kernel", _listing(device))
+    backend = BACKENDS[NAMES.index(check_name(name, device))]
     if problem := _hardware(backend, device):
         raise RequestError("attention", name, f"usable on {device}", f"it needs {problem}; {_listing(device)}")
     if backend.compiled and not compiled:

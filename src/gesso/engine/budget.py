@@ -19,7 +19,7 @@ Budget = int | Literal["auto"] | None
 """Bytes; "auto" for what is free on the device; None for all that it takes until memory runs out."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", re.IGNORECASE)
+_AMOUNT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMG]i?B)?", re.IGNORECASE)
 _DEEPEST = 3  # objects between a pipeline and a network of its own
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gesso.devices import META
 from gesso.errors import FileError, MissingError, WeightsError
 from gesso.models import components
-from gesso.models.transformers_parts import quiet
+from gesso.models.transformers_parts import quiet, read_automatic
 
 _LENGTH = 512
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
@@ -37,7 +37,7 @@ class FlanT5:
             from transformers import AutoTokenizer
 
             with quiet():
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                self._tokenizer = read_automatic(AutoTokenizer, folder)
                 self.network: Any = _read(folder, dtype) if weights else _shapes(folder, dtype)
         except (FileError, WeightsError):
             raise
@@ -99,7 +99,12 @@ def _encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import T5EncoderModel
 
     network, loading = T5EncoderModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-        folder, local_files_only=True, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     if loading["missing_keys"] or loading["mismatched_keys"]:  # these transformers has filled with random numbers
         mismatched = sorted(

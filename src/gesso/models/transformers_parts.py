@@ -6,7 +6,6 @@ get stand-ins for their tensors. Not here: what is made of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gesso import stored
+from gesso import shards, stored
 from gesso.devices import META
 from gesso.errors import FileError, GessoError, MissingError, WeightsError
 from gesso.models import components
@@ -25,6 +24,7 @@ from gesso.models.diffusers_parts import INSTALL
 Made = TypeVar("Made")
 
 _MENDED = "fetch it again"
+_WHOLE = "model.safetensors"
 _LEAST_TOKENS = 3  # two marks and something between them
 # What reads a tokenizer that has no tokenizer.json: the module, and what it is installed by.
 _READERS = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
@@ -48,19 +48,20 @@ def _read_network(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool)
         raise FileError(folder, "holds no config.json", _MENDED)
     config = usable(folder, lambda: kind.config_class.from_pretrained(folder, local_files_only=True))
     named = config.architectures or [kind.__name__]
+    named = named if isinstance(named, list) else [named]
     if kind.__name__ not in named:
         raise FileError(folder, f"holds {', '.join(str(name) for name in named)}, not {kind.__name__}", _MENDED)
     with torch.device(META):
         empty = usable(folder, lambda: kind(config))
     if not weights:
         return empty.to(dtype).eval().requires_grad_(False)
-    if not any(folder.glob("*.safetensors")):
-        raise FileError(folder, "holds no .safetensors", f"other formats are not read; {_MENDED}")
-    state = _stand_ins(folder, dtype)
+    state = _state(folder, dtype)
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype}
     try:
         if state is None:
-            network, loading = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+            network, loading = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+            )
         else:
             network, loading = kind.from_pretrained(None, config=config, state_dict=state, **options)
     except (GessoError, MemoryError, RuntimeError):  # the last is how torch says that memory is out
@@ -68,25 +69,28 @@ def _read_network(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool)
     except Exception as error:  # whatever its many readers raise for weights that are damaged
         raise WeightsError(folder, detail=f"no {kind.__name__} can be read ({reason(error)})") from error
     _refuse_misfits(folder, loading)
-    if state is not None and any(stored.stored_of(value) is None for value in network.state_dict().values()):
+    if stored.is_deferred() and any(stored.stored_of(value) is None for value in network.state_dict().values()):
         with stored.at_once():  # it has made something new of stand-ins, so it needs the numbers
             return read_network(kind, folder, dtype)
     return network.eval().requires_grad_(False)
 
 
-def _stand_ins(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """What stands for the folder's tensors where reading is deferred; None where not, or files are named oddly."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not stored.is_deferred() or not (whole.is_file() or index.is_file()):
+def _state(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """The folder's tensors: stand-ins where reading is deferred. Else None for files called as transformers calls them,
+    which it reads itself, and the tensors of others as they lie there, since it knows which stay in float32.
+
+    Raises FileError for a folder without safetensors and for shards that contradict each other, WeightsError.
+    """
+    whole, index = (folder / _WHOLE).is_file(), (folder / f"{_WHOLE}.index.json").is_file()
+    if whole != index and not stored.is_deferred():
         return None
-    paths = [whole]
-    if not whole.is_file():
-        try:
-            paths = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
-            return None  # transformers says what is wrong with it
-    headers = [stored.read_header(path) for path in paths]
-    return {name: stored.stand_in(each.cast_to(dtype)) for header in headers for name, each in header.items()}
+    if whole and not index:  # whatever else lies there
+        lying = stored.read_header(folder / _WHOLE)
+    else:
+        lying = shards.merged(folder, stored.read_header, pickles=False)
+    if not stored.is_deferred():
+        return {name: stored.read_apart(each) for name, each in lying.items()}
+    return {name: stored.stand_in(each.cast_to(dtype)) for name, each in lying.items()}
 
 
 def _refuse_misfits(folder: Path, loading: Mapping[str, Any]) -> None:
@@ -107,7 +111,7 @@ def read_tokenizer(automatic: Any, folder: Path, files: tuple[str, ...]) -> Any:
     if not any((folder / name).is_file() for name in files):  # transformers would make up an empty one
         raise FileError(folder, f"holds no tokenizer ({' or '.join(files)})", _MENDED)
     try:
-        return automatic.from_pretrained(folder, local_files_only=True)
+        return read_automatic(automatic, folder)
     except (GessoError, MemoryError):
         raise
     except Exception as error:  # whatever its many readers raise for files that are damaged
@@ -118,6 +122,20 @@ def read_tokenizer(automatic: Any, folder: Path, files: tuple[str, ...]) -> Any:
         if isinstance(error, ImportError):
             raise MissingError(f"{error.name or 'a library'}, which {folder} is read with,", INSTALL) from error
         raise FileError(folder, f"holds no tokenizer that can be read ({reason(error)})", _MENDED) from error
+
+
+def read_automatic(automatic: Any, folder: Path, **options: Any) -> Any:
+    """What one of transformers' `Auto` classes reads from a folder; Python that the folder brings is never run.
+
+    Raises FileError for a folder that cannot be read without it, and all that the many readers raise.
+    """
+    try:
+        return automatic.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        problem = "is read with Python code of its own, which is never run"
+        raise FileError(folder, problem, "get a model that transformers reads by itself") from error
 
 
 def _absent_readers() -> list[str]:

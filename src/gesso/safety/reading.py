@@ -16,7 +16,7 @@ import torch
 from gesso.devices import CPU, kind_of
 from gesso.errors import FileError, MissingError
 from gesso.models.diffusers_parts import INSTALL, safety_checker
-from gesso.models.transformers_parts import quiet, read_network, usable
+from gesso.models.transformers_parts import quiet, read_automatic, read_network, usable
 from gesso.safety.concepts import ConceptChecker
 from gesso.safety.decisions import Checker
 from gesso.safety.labels import LabelChecker
@@ -85,8 +85,7 @@ def _kind(folder: Path) -> Any:
 
 def _processor(folder: Path) -> Any:
     automatic = _transformers().AutoImageProcessor
-    options = {"local_files_only": True, "backend": "pil", "trust_remote_code": False}
-    return usable(folder, lambda: automatic.from_pretrained(folder, **options))
+    return usable(folder, lambda: read_automatic(automatic, folder, backend="pil"))
 
 
 def _transformers() -> Any:

@@ -1,4 +1,4 @@
-"""Reading the JSON objects that lie beside weights. Not here: what is in them."""
+"""Reading the JSON objects that lie beside weights, and sizes in them. Not here: what else is in them."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     if not isinstance(config, dict):
         raise FileError(path, "is not a configuration", "fetch or export the model again")
     return config
+
+
+def whole_number(source: Path | str, name: str, value: object) -> int:
+    """A size that a configuration says. Raises FileError for what is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FileError(source, f"{name} {json.dumps(value)} is not a whole number above 0", "fetch it again")
+    return value

@@ -1,30 +1,26 @@
 """Tensors from files: safetensors (one file or sharded), or `.pth` read with nothing executed; and strict filling.
 
-Not here: what a model consists of (`catalogue`), names of foreign files (`models/*/checkpoint`), bytes of a tensor
-(`gesso.stored`), digests of single files (`digests`).
+Not here: what a model consists of (`catalogue`), names of foreign files (`models/*/checkpoint`), which files of a
+folder count (`gesso.shards`), bytes of a tensor (`gesso.stored`), digests of single files (`digests`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gesso import stored
+from gesso import shards, stored
 from gesso.devices import CPU
 from gesso.errors import FileError, WeightsError
 from gesso.weights import digests, headers
 
-_PICKLES = (".pth", ".pt", ".ckpt", ".bin")
-_SAFETENSORS_INDEX = ".safetensors.index.json"
-_SHARD = re.compile(r"-\d+-of-\d+$")
 _ADVICE = "weights_only"  # in what torch says of a pickle with code in it
 
 
@@ -46,12 +42,13 @@ def read_tensors(
     truncated one.
     """
     if path.is_dir():
-        return _read_folder(path, dtype, pickles, later)
+        read = partial(read_tensors, dtype=dtype, pickles=pickles, later=later)
+        return shards.merged(path, read, pickles=pickles)
     if not path.is_file():
         raise FileError(path, "no such file", "name a .safetensors or .pth file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, dtype, later)
-    if pickles and path.suffix in _PICKLES:
+    if pickles and path.suffix in shards.PICKLES:
         return {name: _cast(value, dtype) for name, value in _read_pickle(path, keys).items()}
     raise FileError(path, "not a file of weights", f"name a .safetensors{' or .pth' if pickles else ''} file")
 
@@ -61,7 +58,7 @@ def check_shards(folder: Path) -> None:
 
     Raises FileError for these and for files of something else, WeightsError for a file that is truncated.
     """
-    for shard in _shards(folder, pickles=False)[0]:
+    for shard in shards.find(folder, pickles=False)[0]:
         if not shard.is_file():
             raise FileError(shard, "no such file", "fetch it again")
         headers.read_header(shard)
@@ -138,81 +135,4 @@ def _read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Tensor]:
             break
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise WeightsError(path, detail="not a dictionary of tensors")
-    return found
-
-
-def _read_folder(folder: Path, dtype: torch.dtype | None, pickles: bool, later: bool) -> dict[str, Tensor]:
-    """A folder's tensors: those of the shards that its index lists or, without one, of every file of weights in it."""
-    shards, listed = _shards(folder, pickles)
-    state: dict[str, Tensor] = {}
-    holders: dict[str, str] = {}
-    for shard in shards:
-        for name, value in read_tensors(shard, dtype=dtype, pickles=pickles, later=later).items():
-            if listed.get(name, shard.name) != shard.name:
-                continue  # the index means another shard's
-            if name in holders:
-                problem = f"{holders[name]} and {shard.name} both hold {name}, and no index says which one counts"
-                raise FileError(folder, problem, "leave one of them there")
-            state[name], holders[name] = value, shard.name
-    return state
-
-
-def _shards(folder: Path, pickles: bool) -> tuple[list[Path], dict[str, str]]:
-    """A folder's files of weights, and which of them an index says that each tensor is in (where it has an index)."""
-    index = _index(folder, pickles)
-    listed = _weight_map(index, pickles) if index else {}
-    shards = [folder / name for name in sorted(set(listed.values()))] if index else _unlisted(folder, pickles)
-    if not shards and pickles:
-        raise FileError(folder, "holds no weights", "name a folder with .safetensors files")
-    if not shards:
-        raise FileError(folder, "holds no weights in .safetensors", "other formats are not read; fetch it again")
-    return shards, listed
-
-
-def _index(folder: Path, pickles: bool) -> Path | None:
-    """The index of a folder's shards, None where it has none: safetensors first, and a variant such as fp16 last.
-
-    A whole file without a variant's name goes before a variant's index.
-    """
-    found = sorted(folder.glob("*.index.json" if pickles else f"*{_SAFETENSORS_INDEX}"), key=_preference)
-    if not found or (_is_variant(found[0]) and any(not _is_variant(path) for path in folder.glob("*.safetensors"))):
-        return None
-    return found[0]
-
-
-def _preference(index: Path) -> tuple[bool, bool, str]:
-    return not index.name.endswith(_SAFETENSORS_INDEX), _is_variant(index), index.name
-
-
-def _unlisted(folder: Path, pickles: bool) -> list[Path]:
-    """Files of weights where no index lists them; a variant is left out where what it is a variant of is there."""
-    found = sorted(folder.glob("*.safetensors"))
-    plain = {_root(path) for path in found if not _is_variant(path)}
-    found = [path for path in found if not _is_variant(path) or _root(path) not in plain]
-    if found or not pickles:
-        return found
-    return sorted(path for path in folder.iterdir() if path.suffix in _PICKLES)
-
-
-def _is_variant(path: Path) -> bool:
-    """Whether a name has a variant's part, as model.fp16.safetensors has and its index, where it has one."""
-    return "." in path.name.removesuffix(".index.json").removesuffix(path.suffix).removesuffix(".safetensors")
-
-
-def _root(path: Path) -> str:
-    """What shards and variants of a file have in common: "model" of model-00001-of-00002.fp16.safetensors."""
-    return _SHARD.sub("", path.name.partition(".")[0])
-
-
-def _weight_map(index: Path, pickles: bool) -> dict[str, str]:
-    """The shard of each tensor: names of files that lie beside the index."""
-    suffixes = (".safetensors", *(_PICKLES if pickles else ()))
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise FileError(index, "is not an index of shards", "fetch it again") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise FileError(index, "is not an index of shards", "fetch it again")
-    if not all(Path(name).name == name and name.endswith(suffixes) for name in found.values()):
-        raise FileError(index, f"lists shards that are no {' or '.join(suffixes)} beside it", "fetch it again")
     return found

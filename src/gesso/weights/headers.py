@@ -80,7 +80,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         found.pop("__metadata__", None)
         tensors = {str(name): _tensor(values) for name, values in found.items()}
         end = max((int(values["data_offsets"][1]) for values in found.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(path, detail="not safetensors, or its header is damaged") from error
     if (wanted := _LENGTH + length + end) != size:
         raise WeightsError(path, detail=f"truncated or altered: it has {size} bytes where its header says {wanted}")

@@ -1,9 +1,9 @@
 """Fetching published models from a hub into the home, and removing them again.
 
 Sizes are summed and the disk looked at before a byte is asked for; the files then come several at once and resumed
-(`hub_transfer`), and at the end `manifest.json` lists what is there and `revisions.json` which commits it is of. One
-pull of a model runs at a time; another waits. Not here: speaking to a hub (`hub_clients`), what there is to fetch
-(`catalogue`).
+(`hub_transfer`), what only earlier pulls had is removed, and at the end `manifest.json` lists what is there and
+`revisions.json` which commits it is of. One pull of a model runs at a time; another waits. Not here: speaking to a hub
+(`hub_clients`), what there is to fetch (`catalogue`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-from gesso.errors import FileError, RequestError, RunError
+from gesso.errors import FileError, RequestError, RunError, WeightsError
 from gesso.files import inside, ready_folder, written_aside
 from gesso.settings import load_settings
 from gesso.weights import manifest
 from gesso.weights.catalogue import Entry, Source
 from gesso.weights.hub_clients import HubName, Listing, TransientError, connect, quiet
-from gesso.weights.hub_transfer import Wanted, fetch_all, part_of
+from gesso.weights.hub_transfer import Wanted, disk_error, fetch_all, part_of
 
 HUBS: tuple[HubName, ...] = ("huggingface", "modelscope")
 REVISIONS = "revisions.json"
@@ -87,7 +87,9 @@ def pull(entry: Entry, *, origin: HubName, revisions: Sequence[str], watcher: Wa
         _make_sure_of_room(entry, total - here)
         watcher.begin(total, here)
         ready_folder(folder / manifest.UNFINISHED)  # from now on the model is not ready
+        outdated = _outdated(folder, wanted)
         digests, fetched = fetch_all(hub, wanted, watcher.move)
+        _drop(outdated)
         _write_manifest(folder, wanted, digests)
         _write_json(folder / REVISIONS, {listing.repository: listing.revision for listing in listings})
         shutil.rmtree(folder / manifest.UNFINISHED)
@@ -224,6 +226,29 @@ def _make_sure_of_room(entry: Entry, needed: int) -> None:
 def amount(count: int) -> str:
     """Bytes as a person reads them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _outdated(folder: Path, wanted: Sequence[Wanted]) -> list[Path]:
+    """Files of earlier pulls that this one does not have: beside its own, an old index of shards would be believed.
+
+    Names are kept until a pull is whole, so that those of pulls that were cut short are known to the next.
+    """
+    begun = folder / manifest.UNFINISHED
+    here = {task.path.relative_to(folder).as_posix() for task in wanted}
+    before: set[str] = set()
+    for place in (folder, begun):
+        with suppress(WeightsError):  # nothing was pulled, or nobody knows what
+            before.update(manifest.names(place))
+    _write_json(begun / manifest.NAME, dict.fromkeys(sorted(before | here)))
+    return [inside(folder, name) for name in sorted(before - here)]
+
+
+def _drop(outdated: Sequence[Path]) -> None:
+    for path in outdated:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
 
 
 def _write_manifest(folder: Path, wanted: Sequence[Wanted], digests: dict[Path, str]) -> None:

@@ -19,7 +19,7 @@ from gesso.models.qwen_text import QwenText, build, is_left_out, plain_names
 from gesso.models.s3dit.config import S3DiTConfig
 from gesso.models.s3dit.transformer import S3DiT
 from gesso.models.siglip_pictures import SiglipPictures
-from gesso.models.transformers_parts import check_tokenizer, quiet, read_network, read_tokenizer, usable
+from gesso.models.transformers_parts import check_tokenizer, quiet, read_automatic, read_network, read_tokenizer, usable
 from gesso.weights import diffusers_layout
 from gesso.weights.configuration import read_config
 from gesso.weights.files import check_shards, fill, read_tensors
@@ -97,6 +97,6 @@ def load_pictures(folder: Path, dtype: torch.dtype) -> SiglipPictures | None:
         raise MissingError("transformers, which reads pictures for this model,", INSTALL) from error
     check_shards(part)
     with quiet():
-        processor: Any = usable(own, lambda: AutoImageProcessor.from_pretrained(own, local_files_only=True))
+        processor: Any = usable(own, lambda: read_automatic(AutoImageProcessor, own))
         network = read_network(Siglip2VisionModel, part, dtype)
     return SiglipPictures(network, processor)

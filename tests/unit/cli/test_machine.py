@@ -17,7 +17,10 @@ PROMPT = "a red star"
         (("--dtype", "int8"), 'dtype "int8" is not a dtype that is known; one of: float32, bfloat16, float16'),
         (("--device", "gpu"), 'device "gpu" is not a device\'s name; one of: cpu, cuda, cuda:1, mps'),
         (("--device", "cuda:77"), 'device "cuda:77" is not a device of this machine; there'),
-        (("--attention", "fast"), 'attention "fast" is not an attention kernel; one of: sdpa'),
+        (
+            ("--device", "cpu", "--attention", "fast"),
+            'attention "fast" is not an attention kernel; cpu has sdpa, math, flex (with --compile); cudnn',
+        ),
         (
             ("--device", "cpu", "--attention", "flash"),
             "needs an NVIDIA GPU of compute capability 8.0 or more; cpu has",

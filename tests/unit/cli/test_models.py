@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gesso.weights import catalogue, hub
 from gesso.weights.catalogue import ZOO
 from tests.pulled_files import alter, list_files
 from tests.tiny_sdxl import write_single_file, write_tiny_sdxl
@@ -183,3 +184,19 @@ def test_tokens_are_never_shown(
     place.parent.mkdir(parents=True)
     place.write_text("modelscope_token = 7654321\n")
     assert "7654321" not in call(capsys, "config").error
+
+
+def test_which_revision_is_here_is_shown_whatever_hub_it_is_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GESSO_HOME", str(tmp_path))
+    (source,) = catalogue.find("sdxl").sources
+    assert source.modelscope != source.repository
+    folder = tmp_path / "weights/sdxl"
+    folder.mkdir(parents=True)
+    for name, shown in ((source.repository, "; here: abc"), (source.modelscope, f"; here: abc of {source.modelscope}")):
+        (folder / hub.REVISIONS).write_text(json.dumps({name: "abc"}))
+        (line,) = [
+            line for line in call(capsys, "models", "show", "sdxl").out.splitlines() if line.startswith("pulled")
+        ]
+        assert line.endswith(shown)

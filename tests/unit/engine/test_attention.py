@@ -26,10 +26,13 @@ def any_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_one_lists_those_that_there_are() -> None:
-    with pytest.raises(RequestError, match="one of: sdpa, math, cudnn, flex, flash, flash3, sage"):
-        gesso.Engine(device="cpu", attention="fash")
-    with pytest.raises(RequestError, match=r"cpu has sdpa, math, flex \(with --compile\); cudnn, flash, sage need an"):
+    listed = r"is not an attention kernel; cpu has sdpa, math, flex \(with --compile\); cudnn, flash, sage need an"
+    with pytest.raises(RequestError, match=listed):
+        attention.check_name("fash", "cpu")
+    with pytest.raises(RequestError, match=listed):
         attention.check("native", "cpu")
+    with pytest.raises(RequestError, match=r"is not an attention kernel; (cpu|cuda) has sdpa, math"):
+        gesso.Engine(attention="fash")
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash", "flash3", "sage"])

@@ -132,6 +132,15 @@ def test_configurations_that_are_refused(model: Path, part: str, changes: dict[s
     assert words in refused(FileError, model)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", ["patch_size", "patch_size_t"])
+def test_patches_of_nothing_are_refused(model: Path, name: str) -> None:
+    """Planning divides by them, and does not look at the weights, which would not fit."""
+    change_json(model / "transformer" / "config.json", lambda values: values.update({name: 0}))
+    with pytest.raises(FileError, match=f"{name} 0 is not a whole number above 0"):
+        load_planner(str(model), "cpu", "float32")
+
+
 def test_another_pipeline_is_refused(model: Path) -> None:
     entry = catalogue.find(str(model))
     change_json(model / "model_index.json", lambda values: values.update(_class_name="HunyuanVideoFramepackPipeline"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -190,10 +191,43 @@ def test_tokenizers_come_from_another_model_that_is_here(file: Path, tmp_path: P
     assert picture(load(file)) == expected
 
 
-def test_without_tokenizers_the_command_is_named(file: Path) -> None:
+def test_without_tokenizers_the_command_is_named(file: Path, tmp_path: Path) -> None:
     shutil.rmtree(file.parent / "tokenizer_2")
     text = refused(MissingError, file)
     assert f"--include 'tokenizer*/*' --local-dir {file.parent}" in text
+    spaced = file.parent.rename(tmp_path / "my models")
+    assert f"--local-dir '{spaced}'" in refused(MissingError, spaced / file.name)
+
+
+def test_entries_that_cannot_be_used_stand_in_no_files_way(file: Path, tmp_path: Path) -> None:
+    expected = picture(load(file))
+    other = tmp_path / "home" / "weights" / "sdxl"
+    other.mkdir(parents=True)
+    gone = f'path = "{tmp_path}/unplugged/x"\n'
+    (tmp_path / "home" / "models.toml").write_text(f"[models.gone]\n{gone}[models.bad]\npath = 3\n")
+    assert picture(load(file)) == expected
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.move(file.parent / part, other / part)
+    assert picture(load(file)) == expected
+    shutil.rmtree(other)
+    assert "hf download" in refused(MissingError, file)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_python_that_a_folder_brings_is_never_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    sprung = tmp_path / "sprung"
+    (model / "tokenizer" / "evil.py").write_text(
+        "from transformers import CLIPTokenizer\n"
+        f"open({str(sprung)!r}, 'w').close()\n"
+        "class Evil(CLIPTokenizer):\n    pass\n"
+    )
+    brings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    change_json(model / "tokenizer" / "tokenizer_config.json", lambda values: values.update(brings))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    assert "Python code of its own, which is never run" in refused(FileError, model, device)
+    assert not sprung.exists()
 
 
 # ---- something else -------------------------------------------------------------------------------------------------
@@ -227,14 +261,22 @@ def test_another_family_is_named(model: Path) -> None:
         ("unet", {"time_cond_proj_dim": 8}, "something else than a text"),
         ("unet", {"block_out_channels": "wide"}, "makes no UNet2DConditionModel"),
         ("unet", {"colour": 3}, "unknown fields: colour"),
+        ("unet", {"sample_size": {}}, "sample_size {} is not a whole number above 0"),
+        ("unet", {"addition_time_embed_dim": None}, "addition_time_embed_dim"),
         ("vae", {"latents_mean": [0, 0, 0, 0]}, "latents_mean"),
         ("vae", {"scaling_factor": 0}, "scaling_factor 0"),
         ("text_encoder", {"hidden_size": -4}, "text_encoder: cannot be used"),
+        ("text_encoder", {"architectures": 5}, "holds 5, not CLIPTextModel"),
     ],
 )
 def test_configurations_that_do_not_fit(model: Path, part: str, values: dict, problem: str) -> None:
     change_json(model / part / "config.json", lambda config: config.update(values))
     assert problem in refused(FileError, model, "meta")
+
+
+def test_a_network_that_says_no_size_paints_at_that_of_training(model: Path) -> None:
+    change_json(model / "unet" / "config.json", lambda config: config.update(sample_size=None))
+    assert load(model, "meta").defaults.width == 128 * 8
 
 
 @pytest.mark.parametrize(
@@ -290,6 +332,25 @@ def test_truncated_files(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match="truncated"):
         catalogue.find(str(file))
+
+
+@pytest.mark.parametrize("names", ["shards", "a variant", "shards of a variant"])
+def test_text_encoders_in_files_of_other_names(whole: Path, model: Path, names: str) -> None:
+    """Without an index, or as a variant alone; deferred as the engine reads them, and not."""
+    path = model / "text_encoder" / "model.safetensors"
+    state = load_file(path)
+    path.unlink()
+    variant = ".fp16" if "variant" in names else ""
+    count = 2 if "shards" in names else 1
+    for shard in range(count):
+        name = f"model-{shard + 1:05}-of-{count:05}" if count > 1 else "model"
+        part = dict(list(state.items())[shard::count])
+        save_file(part, path.with_name(f"{name}{variant}.safetensors"), metadata={"format": "pt"})
+    expected = picture(load(whole))
+    assert picture(load(model)) == expected
+    engines = load_pipeline(str(model), "cpu", "float32")
+    assert isinstance(engines, SdxlPipeline)
+    assert picture(engines) == expected
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder_2"])

@@ -170,7 +170,7 @@ def test_budgets(said: int | str | None, bytes_: int | str | None) -> None:
     assert parse_budget(said) == bytes_
 
 
-@pytest.mark.parametrize("said", [0, -1, "", "lots", "3 boxes", True, "0GB"])
+@pytest.mark.parametrize("said", [0, -1, "", "lots", "3 boxes", True, "0GB", f"{'9' * 400}GB"])
 def test_budgets_that_are_none(said: object) -> None:
     with pytest.raises(RequestError, match="model_budget"):
         parse_budget(said)  # pyright: ignore[reportArgumentType]

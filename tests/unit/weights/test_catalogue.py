@@ -115,6 +115,7 @@ def test_a_pulled_model_under_another_name(home: Path) -> None:
     assert (entry.name, entry.licence, entry.defaults["steps"]) == ("mine", "mine", 9)
 
 
+_SOURCE = 'family = "flux"\nlayout = "diffusers"\nsources = [{ repository = "a/b", folder = "%s" }]'
 BAD = [
     ('layout = "diffusers"', "models.bad says neither path and sources"),
     ('path = "x"\ncolour = 3', "models.bad.colour is no field"),
@@ -131,6 +132,10 @@ BAD = [
     ('path = "x"\nfamily = "flux"\nlayout = "infinity"', "one that flux is read from"),
     ('layout = "diffusers"\nsources = [{ repository = "a/b" }]', "models.bad.family"),
     ('family = "flux"\nsources = [{ repository = "a/b" }]', "models.bad.layout"),
+    (_SOURCE % "/etc", 'models.bad.sources.0.folder "/etc" is not a folder below'),
+    (_SOURCE % "vae/../../x", 'models.bad.sources.0.folder "vae/../../x" is not a folder below'),
+    (f'path = "{"x" * 300}"', f'models.bad.path "{"x" * 80}…" cannot be read (file name too long)'),
+    (f'path = "{"x" * 300}"\nlayout = "infinity"\nfiles = ["a", "b", "c"]', "cannot be read (file name too long)"),
 ]
 
 

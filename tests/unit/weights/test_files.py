@@ -226,6 +226,14 @@ def test_damage_is_an_error_of_ours_or_none(
         read_tensors(path)
 
 
+@pytest.mark.parametrize("end", ["1e999", "NaN", "null", '"a"'])
+def test_a_header_whose_places_are_no_numbers(tmp_path: Path, end: str) -> None:
+    header = f'{{"a": {{"dtype": "F32", "shape": [1], "data_offsets": [0, {end}]}}}}'.encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match="its header is damaged"):
+        read_tensors(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
 def test_truncated_safetensors(tmp_path: Path, share: float) -> None:
     path = tmp_path / "model.safetensors"

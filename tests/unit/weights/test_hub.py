@@ -103,6 +103,32 @@ def test_a_damaged_file_is_mended(loopback: Hub) -> None:
     assert files()[LARGE] == expected()[LARGE]
 
 
+def test_another_revision_leaves_nothing_of_the_one_before(loopback: Hub) -> None:
+    """Else its index of shards would be believed, or its whole file taken for the shards'."""
+    index = "transformer/diffusion_pytorch_model.safetensors.index.json"
+    shards = [f"transformer/diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    held, whole = loopback.repositories[REPOSITORY], repository()[LARGE]
+    pull()
+    (folder() / "transformer/mine.txt").write_text("a user's own")
+    del held[LARGE]
+    held |= {index: b"{}", shards[0]: b"a" * 1000, shards[1]: b"b" * 2000}
+    pull()
+    assert LARGE not in files()
+    assert {index, *shards, "transformer/mine.txt"} <= set(files())
+    # One that is cut short is remembered too: what it has placed goes when the old revision is pulled again.
+    for name in (index, *shards):
+        del held[name]
+    held |= {LARGE: whole, "vae/config.json": b'{"a": 2}', "vae/more.json": b"{}"}
+    loopback.cuts[LARGE] = [400_000, 0, 0, 0, 0, 0, 0]
+    refusal(RunError)
+    assert {index, *shards, "vae/more.json"} <= set(files())  # nothing goes before all is here
+    loopback.cuts.clear()
+    loopback.repositories[REPOSITORY] = repository()
+    pull()
+    assert set(files()) == {*expected(), "transformer/mine.txt", "manifest.json", hub.REVISIONS}
+    assert manifest.findings(folder(), manifest.names(folder()), contents=True).fine
+
+
 def test_a_full_disk_is_seen_before_a_file_is_asked_for(loopback: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "free_bytes", lambda folder: 300_000)
     message = refusal(RunError)

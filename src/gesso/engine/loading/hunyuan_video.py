@@ -20,7 +20,7 @@ from gesso.models.diffusers_parts import hunyuan_video_autoencoder, hunyuan_vide
 from gesso.models.hunyuan_video_text import HunyuanVideoText, load_hunyuan_video_text
 from gesso.models.kl_autoencoder import scaling_problem
 from gesso.weights.catalogue import Entry
-from gesso.weights.configuration import read_config
+from gesso.weights.configuration import read_config, whole_number
 from gesso.weights.diffusers_layout import load_network
 from gesso.weights.files import check_shards
 from gesso.weights.flow_schedule import FlowSchedule, read_schedule
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _PIPELINE = "HunyuanVideoPipeline"
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _MENDED = "fetch it again"
+_PATCHES = ("patch_size", "patch_size_t")
 # What a transformer may be asked for: others of its kind begin from pictures, or know no guidance.
 _WANTED = {"image_condition_type": None, "guidance_embeds": True}
 
@@ -95,6 +96,8 @@ def _check_fit(
         if network[name] != wanted:
             problem = f"{name} {network[name]} is not {wanted}"
             raise FileError(folder / "transformer", problem, "text to video alone is supported")
+    for name in _PATCHES:
+        whole_number(folder / "transformer", name, network[name])
     if problem := scaling_problem(autoencoder["scaling_factor"], None):
         raise FileError(folder / "vae" / "config.json", problem, _MENDED)
     features, pooled = text.widths

@@ -6,7 +6,9 @@ file (`weights/sdxl_file`), text encoders (`models/sdxl_text`), what the pipelin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,13 @@ import torch
 from gesso.engine.loading import sdxl_refiner
 from gesso.engine.loading.build import Build
 from gesso.engine.loading.weights_digest import weights_digest
-from gesso.errors import FileError, MissingError
+from gesso.errors import FileError, GessoError, MissingError
 from gesso.models.diffusers_parts import unet_2d_condition
 from gesso.models.sdxl_text import ENCODERS, TOKENIZER_FILES, TOKENIZERS, SdxlText, assemble, load_sdxl_text
 from gesso.sampling import noise_schedulers
 from gesso.weights import catalogue
 from gesso.weights.catalogue import Entry
-from gesso.weights.configuration import read_config
+from gesso.weights.configuration import read_config, whole_number
 from gesso.weights.diffusers_layout import load_autoencoder, load_network
 from gesso.weights.files import check_shards
 from gesso.weights.infinity import parse
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from gesso.pipelines.sdxl import SdxlPipeline
 
 _PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+_LATENT_EDGE = 128  # of a picture of 1024 pixels, at which Stable Diffusion XL was trained
 _SIZES = 6  # numbers about a picture's size that the network reads
+_SIZE_WIDTH = "addition_time_embed_dim"  # what a configuration calls the width of each
 _TOKENIZER_SOURCE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
@@ -89,7 +93,7 @@ def _put_together(
     from gesso.pipelines.sdxl_state import SdxlDefaults
 
     stride = 2 ** (len(autoencoder.config["block_out_channels"]) - 1)
-    edge = unet.config["sample_size"] * stride
+    edge = _latent_edge(entry.folder, unet.config["sample_size"]) * stride
     own = noise_schedulers.name_of(scheduler)
     defaults: dict[str, object] = {"width": edge, "height": edge}
     if own:
@@ -109,6 +113,12 @@ def _put_together(
     )
 
 
+def _latent_edge(folder: Path, said: object) -> int:
+    """Latent pixels along the edge of a picture where no size is asked for. Raises FileError."""
+    # diffusers' UNets say none unless told otherwise.
+    return _LATENT_EDGE if said is None else whole_number(folder / "unet", "sample_size", said)
+
+
 def _pixel_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     """That of an autoencoder: float32 where half of the numbers would overflow, which is diffusers' default."""
     return torch.float32 if read_config(folder).get("force_upcast", True) else dtype
@@ -119,13 +129,23 @@ def _tokenizers(path: Path) -> Path:
 
     They are all one vocabulary, CLIP's. Raises MissingError.
     """
-    known = (catalogue.find(name) for name in catalogue.names())
-    folders = [path.parent, *(entry.folder for entry in known if entry.family == "sdxl")]
-    for folder in folders:
+    for folder in _places(path):
         if all(any((folder / part / name).is_file() for name in TOKENIZER_FILES) for part in TOKENIZERS):
             return folder
     what = f"CLIP's tokenizer, which {path} is read with (folders {' and '.join(TOKENIZERS)} beside it),"
-    raise MissingError(what, f"hf download {_TOKENIZER_SOURCE} --include 'tokenizer*/*' --local-dir {path.parent}")
+    place = shlex.quote(str(path.parent))
+    raise MissingError(what, f"hf download {_TOKENIZER_SOURCE} --include 'tokenizer*/*' --local-dir {place}")
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Where tokenizers for a single file may lie, its own folder first; others are looked up only if these are not."""
+    yield path.parent
+    for name in catalogue.names():
+        entry = None
+        with suppress(GessoError):  # an entry of the user's that cannot be used: it has no tokenizers for this one
+            entry = catalogue.find(name)
+        if entry is not None and entry.family == "sdxl":
+            yield entry.folder
 
 
 def _check_fit(folder: Path, network: Mapping[str, Any], autoencoder: Mapping[str, Any], text: SdxlText) -> None:
@@ -136,7 +156,8 @@ def _check_fit(folder: Path, network: Mapping[str, Any], autoencoder: Mapping[st
     if network["addition_embed_type"] != "text_time" or network["time_cond_proj_dim"] is not None:
         problem = "its UNet reads something else than a text and a picture's sizes"
         raise FileError(folder, problem, "only SDXL's base models and what was made of them are painted with")
-    sizes = network["projection_class_embeddings_input_dim"] - _SIZES * network["addition_time_embed_dim"]
+    numbers = _SIZES * whole_number(folder / "unet", _SIZE_WIDTH, network[_SIZE_WIDTH])
+    sizes = network["projection_class_embeddings_input_dim"] - numbers
     problem = ""
     if inside not in ((made, made), (2 * made + 1, made)):
         problem = f"the UNet reads {inside[0]} channels and makes {inside[1]} where the autoencoder has {made}"

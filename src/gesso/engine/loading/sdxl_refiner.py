@@ -20,7 +20,7 @@ from gesso.models.sdxl_text import SdxlText
 from gesso.pipelines.sdxl_refiner import REFINER, RefinerNetwork, SdxlRefiner, sizes
 from gesso.weights import catalogue, digests
 from gesso.weights.catalogue import Entry
-from gesso.weights.configuration import read_config
+from gesso.weights.configuration import read_config, whole_number
 from gesso.weights.diffusers_layout import load_network
 from gesso.weights.files import files_of
 from gesso.weights.noise_schedule import NAME, read_noise_schedule
@@ -82,8 +82,10 @@ def _check_fit(name: str, unet: nn.Module, channels: int, text: SdxlText) -> Non
     """Whether a refiner reads what the model makes. Raises FileError."""
     config: Any = unet.config
     large: Any = text.large.config
-    numbers = len(sizes(0, 0)[0]) * config["addition_time_embed_dim"]
-    problem = ""
+    problem, numbers = "", 0
+    if config["addition_embed_type"] == "text_time":
+        width = whole_number(name, "addition_time_embed_dim", config["addition_time_embed_dim"])
+        numbers = len(sizes(0, 0)[0]) * width
     if config["addition_embed_type"] != "text_time" or config["time_cond_proj_dim"] is not None:
         problem = "it reads something else than a text and a picture's sizes"
     elif (config["in_channels"], config["out_channels"]) != (channels, channels):

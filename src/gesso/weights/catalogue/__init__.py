@@ -57,9 +57,8 @@ def find(name_or_path: str) -> Entry:
         if looks_like_path or Path(name_or_path).exists():
             return _local(_expanded(name_or_path), name_or_path)
     except OSError as error:  # a name that is too long, a folder that may not be read
-        shown = name_or_path if len(name_or_path) <= _LONGEST_NAME else f"{name_or_path[:_LONGEST_NAME]}…"
-        problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
-        raise FileError(shown, problem, "name a model of the catalogue or a folder with one") from error
+        hint = "name a model of the catalogue or a folder with one"
+        raise FileError(_shortened(name_or_path), _unreadable(error), hint) from error
     if "" in users.problems:  # the name may be in there
         raise users.problems[""]
     near = difflib.get_close_matches(name_or_path, names(), n=2)
@@ -74,6 +73,14 @@ def find_painter(name_or_path: str) -> Entry:
     if not family.paints:
         raise RequestError("model", name_or_path, "a model that paints", family.instead)
     return entry
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}…"
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({(error.strerror or str(error)).lower()})"
 
 
 def _expanded(path: str) -> Path:
@@ -142,9 +149,13 @@ def _users(name: str, row: ModelTable) -> Entry:
     if row.sources:
         return _pulled(name, row)
     path = user_file().parent / _expanded(row.path)
-    if row.layout == "infinity":
-        return _users_infinity(name, row, path)
-    found = _local(path, name)
+    try:
+        if row.layout == "infinity":
+            return _users_infinity(name, row, path)
+        found = _local(path, name)
+    except OSError as error:
+        problem = f'models.{name}.path "{_shortened(row.path)}" {_unreadable(error)}'
+        raise FileError(user_file(), problem, "name a folder or file that can be") from error
     for field, said, is_one in (("family", row.family, found.family), ("layout", row.layout, found.layout)):
         if said and said != is_one:
             raise FileError(user_file(), f'models.{name}.{field} "{said}" is not what lies there: {is_one}')

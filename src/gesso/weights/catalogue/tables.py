@@ -214,6 +214,11 @@ def _check_pulled(row: ModelTable, refuse: Refuse) -> None:
         raise refuse(".layout", row.layout, f"one that {row.family} is read from")
     if row.family == "infinity" or row.layout == "infinity":
         _check_infinity(row, refuse)
+    for number, source in enumerate(row.sources):
+        if Path(source.folder).is_absolute() or ".." in Path(source.folder).parts:
+            raise refuse(
+                f".sources.{number}.folder", source.folder, "a folder below the model's own, by its name there"
+            )
     if row.layout == "file" and len(row.files) != 1:
         raise refuse(".files", row.files, "a list of the one file")
 
