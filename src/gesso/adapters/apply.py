@@ -96,9 +96,9 @@ def marks_of(uses: Sequence[Use]) -> tuple[tuple[int, float], ...]:
 class Adapted:
     """Networks of a model, by role, that adapters may be put onto. Used from one thread, like the networks.
 
-    What a company needs in another form (ranks of several adapters side by side, a device, a dtype) is kept for the
-    last few companies, until `forget` is called: do so before an adapter is to leave memory. That alone may be done
-    from any thread, while the adapter is in no use.
+    What each layer does for a company is kept for the last few companies. That refers to their adapters and copies
+    nothing of them, so call `forget` before an adapter is to leave memory. That alone may be done from any thread,
+    while the adapter is in no use.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:

@@ -4,11 +4,12 @@ Low-rank adapters are two thin products for the whole batch, in which the layer'
 are samples, each is multiplied by its own state's matrices, padded to the most ranks that one has (S-LoRA,
 arXiv:2311.03285, routes rows likewise). Where samples share a row, and in convolutions, adapters of all lie side by
 side, their ranks one after the other, and a scale for each token and rank says whose they are: zero where it has no
-such adapter. Other kinds make their whole difference anew at each call, which costs a product of the weight's size and
-keeps nothing.
+such adapter. Other kinds make their whole difference anew at each call, which costs a product of the weight's size.
+Between calls nothing is kept but scales: matrices are laid together from the adapters' own at each call, so that
+adapters take the memory that they are counted with, whoever shares a batch.
 Not here: which rows are whose (`apply_rows`), what is used by whom (`apply`).
-Shapes: S states, B rows, n what a row has in between, O outputs, I inputs, R ranks of all adapters together, r the most
-of one state, k... the kernel of a convolution.
+Shapes: S states, B rows, n what a row has in between, O outputs, I inputs, R ranks of all that lie side by side, r the
+most of one state, k... the kernel of a convolution.
 """
 
 from __future__ import annotations
@@ -45,13 +46,10 @@ class Layer:
         self._module = module
         self._plain = [part for part in parts if part.delta.plain]
         self._others = [part for part in parts if not part.delta.plain]
-        self._down: Tensor | None = None
-        self._up_OR: Tensor | None = None
-        self._scale_SR = torch.zeros(0)
-        self._of_rows: tuple[Tensor, Tensor] | None = None
-        self._of_states: tuple[Tensor, Tensor, Tensor] | None = None
+        self._scales: Tensor | None = None
         states = range(len(parts[0].strengths))
         self._used = [[part for part in self._plain if part.strengths[state]] for state in states]
+        self._ranks = [sum(part.delta.rank for part in used) for used in self._used]
         linear = all(len(part.delta.shape.weight) == 2 for part in self._plain)
         self._by_samples = linear and max(map(len, self._used)) < len(self._plain)
 
@@ -64,13 +62,7 @@ class Layer:
         def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             return self.added(args[0] if args else named["input"], output, name, rows)
 
-        remove = _beneath(self._module, hook)
-
-        def detach() -> None:
-            remove()
-            self._of_rows = None
-
-        return detach
+        return _beneath(self._module, hook)
 
     def added(self, x: Tensor, output: Tensor, name: str, rows: RowsOfCall | None) -> Tensor:
         """The layer's output with that of its adapters for the input `x`."""
@@ -84,16 +76,18 @@ class Layer:
 
     def _add_plain(self, x: Tensor, output: Tensor, name: str, rows: RowsOfCall | None) -> Tensor:
         states = None if rows is None else rows.states(name, x)
-        if rows is not None and states is not None and rows.are_samples and self._by_samples:
-            return self._add_by_state(x, output, states)
-        down, up_OR = self._stacked(x)
+        samples = None if rows is None or not self._by_samples else rows.samples(name, x)
+        if states is not None and samples is not None:
+            return self._add_by_state(x, output, states, samples)
+        down, up_OR = _side_by_side([_factors(part.delta, x) for part in self._plain])
         low = self._through(x, down)
         kernel = (1,) * (down.ndim - 2)
+        scale_SR = self._scale_of_all(x)
         if states is None:
-            low = low * self._scale_SR[0].reshape(-1, *kernel)
+            low = low * scale_SR[0].reshape(-1, *kernel)
         else:
             # What another's adapter makes of a row may be infinite; zero times that would be NaN.
-            scale = self._scale_of_rows(states, low.ndim, kernel)
+            scale = _scale_of_rows(scale_SR[states], low.ndim, kernel)
             low = torch.where(scale == 0, 0, low * scale)
         low = low.to(output.dtype)
         if kernel:
@@ -102,34 +96,41 @@ class Layer:
         flat = torch.addmm(output.reshape(-1, output.shape[-1]), low.reshape(-1, low.shape[-1]), up_OR.T)
         return flat.view(output.shape)
 
-    def _add_by_state(self, x: Tensor, output: Tensor, states_B: Tensor) -> Tensor:
-        """To each sample what its own state adds."""
-        down_SIr, up_SrO, scale_S1r = self._by_state(x)
-        x_BnI = x.reshape(len(x), -1, x.shape[-1])
-        low_Bnr = (torch.bmm(x_BnI, down_SIr[states_B]) * scale_S1r[states_B]).to(output.dtype)
-        added = torch.baddbmm(output.reshape(len(x), -1, output.shape[-1]), low_Bnr, up_SrO[states_B])
+    def _add_by_state(self, x: Tensor, output: Tensor, states_B: Tensor, samples: tuple[int, ...]) -> Tensor:
+        """To each sample what its own state adds; zeros stand where it has fewer ranks than another."""
+        most, (outputs, inputs) = max(self._ranks), self._plain[0].delta.shape.weight
+        factors: list[tuple[Tensor, Tensor]] = []
+        for state in samples:
+            factors += [_factors(part.delta, x) for part in self._used[state]]
+            if missing := most - self._ranks[state]:
+                factors.append((x.new_zeros(missing, inputs), x.new_zeros(outputs, missing)))
+        down_RI, up_OR = _side_by_side(factors)
+        down_BIr = down_RI.view(len(x), most, inputs).transpose(1, 2)
+        up_BrO = up_OR.view(outputs, len(x), most).permute(1, 2, 0)
+        x_BnI = x.reshape(len(x), -1, inputs)
+        low_Bnr = (torch.bmm(x_BnI, down_BIr) * self._scale_of_each(x)[states_B]).to(output.dtype)
+        added = torch.baddbmm(output.reshape(len(x), -1, outputs), low_Bnr, up_BrO)
         return added.view(output.shape)
 
-    def _by_state(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`down` `[S,I,r]`, `up` `[S,r,O]` and scale `[S,1,r]` of each state, where and as the input is."""
-        known = self._of_states
-        if known is not None and (known[0].device, known[0].dtype) == (x.device, x.dtype):
-            return known
-        states, most = len(self._used), max(sum(part.delta.rank for part in used) for used in self._used)
-        outputs, inputs = self._plain[0].delta.shape.weight
-        down_SrI = torch.zeros(states, most, inputs, device=x.device, dtype=x.dtype)
-        up_SrO = torch.zeros(states, most, outputs, device=x.device, dtype=x.dtype)
-        scale_Sr = torch.zeros(states, most)
-        for state, used in enumerate(self._used):
-            begin = 0
-            for part in used:
-                end = begin + part.delta.rank
-                down_SrI[state, begin:end] = part.delta.tensors["down"]
-                up_SrO[state, begin:end] = part.delta.tensors["up"].T
-                scale_Sr[state, begin:end] = part.delta.scale * part.strengths[state]
-                begin = end
-        self._of_states = down_SrI.transpose(1, 2), up_SrO, scale_Sr[:, None].to(x.device)
-        return self._of_states
+    def _scale_of_all(self, x: Tensor) -> Tensor:
+        """What each state multiplies all ranks by, `[S,R]`, in float32."""
+        if self._scales is None or self._scales.device != x.device:
+            scales = [
+                [part.delta.scale * part.strengths[state] for part in self._plain for _ in range(part.delta.rank)]
+                for state in range(len(self._used))
+            ]
+            self._scales = torch.tensor(scales, dtype=torch.float32).to(x.device)
+        return self._scales
+
+    def _scale_of_each(self, x: Tensor) -> Tensor:
+        """What each state multiplies its own ranks by, `[S,1,r]`, in float32."""
+        if self._scales is None or self._scales.device != x.device:
+            scales_S1r = torch.zeros(len(self._used), 1, max(self._ranks))
+            for state, used in enumerate(self._used):
+                own = [part.delta.scale * part.strengths[state] for part in used for _ in range(part.delta.rank)]
+                scales_S1r[state, 0, : len(own)] = torch.tensor(own)
+            self._scales = scales_S1r.to(x.device)
+        return self._scales
 
     def _through(self, x: Tensor, weight: Tensor, *, one: bool = False) -> Tensor:
         """An input times a weight in this layer's place: with its stride and padding, unless for `one`."""
@@ -139,29 +140,6 @@ class Layer:
         if one:
             return convolve(x, weight)
         return convolve(x, weight, None, layer.stride, layer.padding, layer.dilation)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-    def _stacked(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`down` `[R,I,k...]` and `up` `[O,R]` of all, where and as the input is; no copy of one that is so."""
-        if self._down is None or self._up_OR is None or (self._down.device, self._down.dtype) != (x.device, x.dtype):
-            deltas = [part.delta.to(x.device, x.dtype) for part in self._plain]
-            downs, ups = ([delta.tensors[name] for delta in deltas] for name in ("down", "up"))
-            self._down = downs[0] if len(downs) == 1 else torch.cat(downs)
-            self._up_OR = ups[0] if len(ups) == 1 else torch.cat(ups, dim=1)
-            scales = [
-                [part.delta.scale * part.strengths[state] for part in self._plain for _ in range(part.delta.rank)]
-                for state in range(len(self._plain[0].strengths))
-            ]
-            self._scale_SR = torch.tensor(scales, dtype=torch.float32).to(x.device)
-        return self._down, self._up_OR
-
-    def _scale_of_rows(self, states: Tensor, axes: int, kernel: tuple[int, ...]) -> Tensor:
-        """Of rows of these states, with axes of one for a row's tokens or pixels: `[B,1,R]`, or `[B,R,1,1]`."""
-        if self._of_rows is None or self._of_rows[0] is not states:
-            scale = self._scale_SR[states]
-            between = (1,) * (axes - scale.ndim)
-            shape = (*scale.shape, *between) if kernel else (*scale.shape[:-1], *between, scale.shape[-1])
-            self._of_rows = states, scale.reshape(shape)
-        return self._of_rows[1]
 
     # ---- everything else --------------------------------------------------------------------------------------------
 
@@ -197,6 +175,25 @@ def _beneath(module: nn.Module, hook: Callable[..., Tensor]) -> Callable[[], Non
 
     setattr(lowest, place, forward)
     return lambda: setattr(lowest, place, bare)
+
+
+def _factors(delta: Delta, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`down` `[r,I,k...]` and `up` `[O,r]` of a delta, where and as the input is."""
+    return delta.tensors["down"].to(x.device, x.dtype), delta.tensors["up"].to(x.device, x.dtype)
+
+
+def _side_by_side(factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """`down` `[R,I,k...]` and `up` `[O,R]` of several, their ranks one after the other; no copy of one alone."""
+    if len(factors) == 1:
+        return factors[0]
+    downs, ups = zip(*factors, strict=True)
+    return torch.cat(downs), torch.cat(ups, dim=1)
+
+
+def _scale_of_rows(scale: Tensor, axes: int, kernel: tuple[int, ...]) -> Tensor:
+    """Rows' scales with axes of one for what a row has in between: `[B,1,R]`, or `[B,R,1,1]` in a convolution."""
+    between = (1,) * (axes - scale.ndim)
+    return scale.reshape((*scale.shape, *between) if kernel else (*scale.shape[:-1], *between, scale.shape[-1]))
 
 
 def _weight_of(module: nn.Module) -> Tensor:

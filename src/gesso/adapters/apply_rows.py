@@ -26,9 +26,7 @@ _READ_BY_INFINITY = re.compile(r"(pool|text_projection)\..+|.+\.cross_attention\
 
 
 class RowsOfCall(Protocol):
-    """Says whose rows are whose in the call that a network is making; `are_samples` where each is a sample."""
-
-    are_samples: bool
+    """Says whose rows are whose in the call that a network is making."""
 
     def attach(self, network: nn.Module) -> Callable[[], None]:
         """Learn of every call of the network; what is returned ends that."""
@@ -37,8 +35,12 @@ class RowsOfCall(Protocol):
     def states(self, name: str, x: Tensor) -> Tensor:
         """The state of each row of a module's input: `[B]`, or with more axes that go with the input's, `[B,n]`.
 
-        The same object for equal rows, as long as it is attached. Raises RunError where rows cannot be told apart.
+        Raises RunError where rows cannot be told apart.
         """
+        ...
+
+    def samples(self, name: str, x: Tensor) -> tuple[int, ...] | None:
+        """The same as plain numbers where each row is a sample; None where samples may share a row."""
         ...
 
 
@@ -59,8 +61,6 @@ def reads_prompts(network: nn.Module) -> bool:
 class _SampleRows:
     """Samples lie along the first axis, but in modules of those names that only read prompts."""
 
-    are_samples = True
-
     def __init__(self, states: int, reading: re.Pattern[str] | None) -> None:
         self._states = states
         self._reading = reading
@@ -71,15 +71,16 @@ class _SampleRows:
         return lambda: None
 
     def states(self, name: str, x: Tensor) -> Tensor:
+        samples = self.samples(name, x)
+        known = self._known.get((samples, x.device))
+        if known is None:
+            known = self._known[samples, x.device] = torch.tensor(samples).to(x.device)
+        return known
+
+    def samples(self, name: str, x: Tensor) -> tuple[int, ...]:
         if self._reading is not None and self._reading.fullmatch(name):
             raise _read_apart(name)
-        samples = tuple(state for state, _ in running_samples(self._states))
-        known = self._known.get((samples, len(x), x.device))
-        if known is None:
-            known = self._known[samples, len(x), x.device] = torch.tensor(self._whose(name, samples, len(x))).to(
-                x.device
-            )
-        return known
+        return self._whose(name, tuple(state for state, _ in running_samples(self._states)), len(x))
 
     def _whose(self, name: str, samples: tuple[int, ...], rows: int) -> tuple[int, ...]:
         if rows == len(samples):
@@ -96,8 +97,6 @@ def _read_apart(name: str) -> RunError:
 
 class _PackedRows:
     """Tokens lie where S3-DiT's layout has put them; a token's row of the time table is the number of its image."""
-
-    are_samples = False
 
     def __init__(self, states: int) -> None:
         self._states = states
@@ -125,6 +124,9 @@ class _PackedRows:
         if known.device != x.device:
             known = self._known[place] = known.to(x.device)
         return known
+
+    def samples(self, name: str, x: Tensor) -> None:
+        del name, x
 
     def _begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(network, S3DiT)

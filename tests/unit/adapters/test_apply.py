@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -300,6 +301,32 @@ def test_what_is_kept_for_the_next_step_can_be_let_go() -> None:
     with adapted.using([[Use(two)]]), pytest.raises(RunError, match="in use already"), adapted.using([[Use(one)]]):
         pass
     assert not network.linear._forward_hooks
+
+
+def _bytes_of_tensors() -> int:
+    """Of all tensors that there are, each storage once."""
+    storages = [each.untyped_storage() for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("form", ["samples", "several at once", "convolutions", "another dtype"])
+def test_companies_keep_no_copies_of_adapters(form: str) -> None:
+    """Eight adapters, one of a far larger rank, in four orders: what the setting bounds is all that they take."""
+    network = nn.Conv2d(512, 512, 1) if form == "convolutions" else nn.Linear(512, 512)
+    shape = shape_of(network)
+    assert shape is not None
+    deltas = [lora(shape, seed, 64 if seed == 0 else 4) for seed in range(8)]
+    uses = [Use(Adapter(str(seed), WORDS, {ROLE: {"": delta}})) for seed, delta in enumerate(deltas)]
+    own = sum(use.adapter.nbytes for use in uses)
+    x = draw(1, 8, 512, 1, 1) if form == "convolutions" else draw(1, 8, 512)
+    if form == "another dtype":
+        network, x = network.to(torch.bfloat16), x.to(torch.bfloat16)
+    adapted, before = Adapted({ROLE: network}), _bytes_of_tensors()
+    for turn in range(4):
+        order = uses[turn:] + uses[:turn]
+        with torch.no_grad(), adapted.using([order] if form == "several at once" else [[use] for use in order]):
+            network(x)
+    assert _bytes_of_tensors() - before < 0.2 * own
 
 
 def test_a_file_paints_as_its_weights_say(tmp_path: Path) -> None:

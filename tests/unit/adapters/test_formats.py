@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import nn
 from gesso.adapters.formats.classification import classify
 from gesso.adapters.formats.reading import Adapter, read_adapter
 from gesso.errors import FileError, GessoError, WeightsError
+from gesso.models.infinity.transformer import InfinityTransformer
 from tests import tiny_caches, tiny_infinity, tiny_sdxl, tiny_z_image
 from tests.adapter_files import CASES, AdapterFile
 from tests.tiny_flux import tiny_text, tiny_transformer
@@ -43,6 +45,9 @@ def read(path: Path, family: str) -> Adapter:
     return read_adapter(path, {"transformer": network_of(family)})
 
 
+SAYS_FLUX = {"ss_base_model_version": "flux1"}
+
+
 def flux_file() -> AdapterFile:
     return AdapterFile(network_of("flux")).lora("transformer.proj_out", "proj_out", "peft")
 
@@ -53,11 +58,15 @@ def test_every_spelling_changes_the_weights_that_it_means(case: str, tmp_path: P
     file = AdapterFile(network_of(family))
     make(file)
     path = file.write(tmp_path / "adapter.safetensors")
-    assert family in classify(path).families
+    families = classify(path).families
+    assert family in families
     adapter = read(path, family)
     found = adapter.parts["transformer"]
     assert found.keys() == file.gains.keys()
-    assert adapter.warnings == () or case == "flux PEFT of the original"  # its alpha is nowhere, which is told of
+    left_open = [warning for warning in adapter.warnings if "its names leave open" in warning]
+    assert len(left_open) == (len(families) > 1)
+    # Of another its alpha is nowhere, which is told of.
+    assert len(adapter.warnings) == len(left_open) or case == "flux PEFT of the original"
     for module, gain in file.gains.items():
         torch.testing.assert_close(found[module].product(), gain, rtol=1e-4, atol=1e-4)
 
@@ -80,17 +89,31 @@ def test_low_rank_convolutions_between_others_become_one(tmp_path: Path) -> None
     assert "convolution" in classify(tmp_path / "a.safetensors").kinds
 
 
+DORA = {
+    "flux": ("lora_unet_double_blocks_0_img_mlp_0", "transformer_blocks.0.ff.net.0.proj"),
+    "z-image": ("lora_unet_layers_0_feed_forward_w2", "layers.0.feed_forward.w2"),
+    "qwen-image": ("lora_unet_transformer_blocks_0_img_mlp_net_2", "transformer_blocks.0.img_mlp.net.2"),
+    "hunyuan-video": ("lora_unet_double_blocks_0_img_mlp_fc2", "transformer_blocks.0.ff.net.2"),
+    "sdxl": (
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_ff_net_0_proj",
+        "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    ),
+    "infinity": ("blocks.1.ffn.fc1", "blocks.1.feed_forward.fc1"),
+}
+
+
 @pytest.mark.parametrize("rows", [True, False])
-def test_dora_takes_the_direction_of_the_sum_and_its_own_length(rows: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", DORA)
+def test_dora_takes_the_direction_of_the_sum_and_its_own_length(family: str, rows: bool, tmp_path: Path) -> None:
     """Rows as PEFT and newer LyCORIS measure them, columns as older LyCORIS does."""
-    module = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj"
-    file = AdapterFile(network_of("sdxl")).lora("lora_unet_" + module.replace(".", "_"), module, alpha=1.0)
+    name, module = DORA[family]
+    file = AdapterFile(network_of(family)).lora(name, module, alpha=1.0)
     weight = file.weight(module)
     outputs, inputs = weight.shape
     magnitude = torch.rand(outputs if rows else inputs) + 0.5
     shape = (outputs, 1) if rows else (1, inputs)
-    file.tensors["lora_unet_" + module.replace(".", "_") + ".dora_scale"] = magnitude.reshape(shape)
-    adapter = read(file.write(tmp_path / "a.safetensors"), "sdxl")
+    file.tensors[f"{name}.dora_scale"] = magnitude.reshape(shape)
+    adapter = read(file.write(tmp_path / "a.safetensors"), family)
     whole = weight + file.gains[module]
     length = (whole**2).sum(1 if rows else 0).sqrt()
     expected = (whole * (magnitude / length)[:, None] if rows else whole * (magnitude / length)) - weight
@@ -143,6 +166,7 @@ def test_text_encoders_of_both_spellings_and_what_has_no_encoder_here(tmp_path: 
     small.lora("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", clip, alpha=1.0)
     large.lora("lora_te3_" + t5.replace(".", "_"), t5)
     file = flux_file()
+    file.metadata = SAYS_FLUX
     file.tensors |= small.tensors | large.tensors
     path = file.write(tmp_path / "a.safetensors")
     parts = read_adapter(path, roles).parts
@@ -179,6 +203,7 @@ def test_a_module_that_is_said_twice_counts_once(tmp_path: Path) -> None:
 
 def test_what_has_no_place_is_named_unless_it_is_zero(tmp_path: Path) -> None:
     file = flux_file()
+    file.metadata = SAYS_FLUX
     file.tensors["lora_unet_double_blocks_0_img_norm.diff"] = torch.zeros(4)
     assert read(file.write(tmp_path / "a.safetensors"), "flux").warnings == ()
     file.tensors["lora_unet_double_blocks_0_img_norm.diff"] = torch.ones(4)
@@ -189,6 +214,55 @@ def test_what_has_no_place_is_named_unless_it_is_zero(tmp_path: Path) -> None:
     assert first.startswith("2 of 3 modules of b.safetensors are not in this model and have no effect: ")
     assert "transformer.transformer_blocks.7.attn.to_q" in first
     assert second == "1 tensors of b.safetensors are of no known kind: something.else"
+
+
+def test_a_second_kind_of_tensor_on_one_module_is_told_of(tmp_path: Path) -> None:
+    file = flux_file()
+    file.metadata = SAYS_FLUX
+    file.tensors["transformer.proj_out.diff"] = torch.zeros_like(file.weight("proj_out"))
+    assert read(file.write(tmp_path / "a.safetensors"), "flux").warnings == ()
+    file.tensors["transformer.proj_out.diff"] += 1
+    file.tensors["transformer.proj_out.lokr_w1"] = torch.ones(2, 2)
+    adapter = read(file.write(tmp_path / "b.safetensors"), "flux")
+    torch.testing.assert_close(adapter.parts["transformer"]["proj_out"].product(), file.gains["proj_out"])
+    (warning,) = adapter.warnings
+    assert warning.startswith("2 tensors of b.safetensors are of a second kind on one module and have no effect: ")
+    assert "transformer.proj_out (diff)" in warning and "transformer.proj_out (lokr_w1)" in warning
+
+
+def test_a_family_that_names_leave_open_is_told_of(tmp_path: Path) -> None:
+    """A LoRA of some blocks that FLUX and HunyuanVideo call alike, unless its metadata says whose it is."""
+    for family in ("flux", "hunyuan-video"):
+        file = AdapterFile(network_of(family))
+        file.lora("transformer.transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_q", "peft")
+        file.lora("transformer.single_transformer_blocks.0.proj_mlp", "single_transformer_blocks.0.proj_mlp", "peft")
+        (warning,) = read(file.write(tmp_path / "a.safetensors"), family).warnings
+        left_open = "a.safetensors is for flux or hunyuan-video, which its names leave open"
+        assert warning == f"{left_open}; it is used as one for {family}"
+        file.metadata = {"ss_base_model_version": family}
+        assert read(file.write(tmp_path / "b.safetensors"), family).warnings == ()
+
+
+def _in_chunks(network: nn.Module, places: dict[str, int]) -> AdapterFile:
+    """A LoRA of queries in blocks under the published names, each with the number of the block that it is here."""
+    file = AdapterFile(network)
+    for place, block in places.items():
+        file.lora(f"{place}.ca.mat_q", f"blocks.{block}.cross_attention.query", "peft")
+    return file
+
+
+def test_chunks_are_counted_only_where_all_of_them_are_named(tmp_path: Path) -> None:
+    """Four blocks in two chunks: the first of each is block 0 and block 2, which their names alone do not say."""
+    network = InfinityTransformer(replace(tiny_infinity.NETWORK, depth=4))
+    places = {"block_chunks.0.module.0": 0, "block_chunks.1.module.0": 2}
+    some = _in_chunks(network, places).write(tmp_path / "some.safetensors")
+    with pytest.raises(FileError, match=r"names 2 chunks of 1 blocks, .+ of 4 blocks here; give its blocks"):
+        read_adapter(some, {"transformer": network})
+    file = _in_chunks(network, places | {"block_chunks.1.module.1": 3})
+    adapter = read_adapter(file.write(tmp_path / "enough.safetensors"), {"transformer": network})
+    for module, gain in file.gains.items():
+        torch.testing.assert_close(adapter.parts["transformer"][module].product(), gain)
+    assert adapter.modules == 3 and adapter.warnings == ()
 
 
 BROKEN: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {

@@ -126,6 +126,32 @@ def test_what_names_leave_open_metadata_may_choose() -> None:
     assert classify_names(deep).families == ("hunyuan-video",)
 
 
+def _blocks(double: int, single: int) -> dict[str, tuple[int, ...]]:
+    """Layers of blocks that several families call alike in diffusers, of the first so many blocks."""
+    names = [f"transformer.transformer_blocks.{index}.attn.to_q" for index in range(double)]
+    return _pairs(names + [f"transformer.single_transformer_blocks.{index}.proj_mlp" for index in range(single)])
+
+
+@pytest.mark.parametrize(
+    ("double", "single", "families"),
+    [
+        (19, 38, ("flux",)),
+        (20, 40, ("hunyuan-video",)),
+        (19, 0, ("flux",)),
+        (0, 38, ("flux",)),
+        (60, 0, ("qwen-image",)),
+        (12, 38, ("flux", "hunyuan-video")),
+        (19, 37, ("flux", "hunyuan-video")),
+    ],
+)
+def test_all_blocks_of_a_family_and_no_more_are_that_familys(
+    double: int, single: int, families: tuple[str, ...]
+) -> None:
+    assert classify_names(_blocks(double, single)).families == families
+    said = classify_names(_blocks(12, 38), {"ss_base_model_version": "hunyuan_video"})
+    assert said.families == ("hunyuan-video",)
+
+
 def test_a_summary_says_it_in_one_line() -> None:
     shapes = _pairs(["lora_unet_single_blocks_0_modulation_lin", "lora_te1_text_model_encoder_layers_0_mlp_fc1"])
     found = classify_names(shapes)

@@ -39,6 +39,14 @@ class Group:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+def unused(group: Group) -> list[str]:
+    """Tensors that say something and that `assemble` does not read, since a module gains by one kind only."""
+    kind: Any = kind_of(group.tensors)
+    return [
+        name for name, tensor in group.tensors.items() if name not in (*_FIELDS[kind], *_OF_ANY) and bool(tensor.any())
+    ]
+
+
 def assemble(group: Group, source: Source, peft: PeftSettings | PeftConfig) -> dict[str, Delta]:
     """Deltas by our modules.
 
@@ -148,6 +156,13 @@ def _full(group: Group, source: Source) -> tuple[dict[str, Tensor], int]:
 
 
 _LORA_LIKE = {"lora": _lora, "loha": _loha, "lokr": _lokr, "full": _full}
+_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "lora": ("down", "up", "mid", "down_bias", "up_bias"),
+    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    "lokr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    "full": ("diff",),
+}
+_OF_ANY = ("alpha", "dora_scale", "magnitude", "diff_b")
 
 
 def _checked(group: Group, source: Source, kind: Kind, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Whose networks have modules of these names: the family of an adapter, told from its file's header alone.
 
 Names come flat and with "#" for every number (`keys.flatten`). A name may be known to several families (FLUX's and
-HunyuanVideo's blocks are called alike in diffusers), so that several may remain; how deep the blocks are counted and
-how wide tensors are tells some of them apart. Not here: which module of ours a name means (`places`).
+HunyuanVideo's blocks are called alike in diffusers), so that several may remain; how deep the blocks are counted,
+whether they are all that a family has, and how wide tensors are tells some of them apart. Not here: which module of
+ours a name means (`places`).
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ _FOREIGN: dict[str, str] = {
 }
 _COMPILED = {family: re.compile(pattern) for family, pattern in (_PATTERNS | _FOREIGN).items()}
 
-# Blocks that the published networks have, in any spelling: a higher number speaks against the family.
+# Blocks that the published networks have, in any spelling: a higher number speaks against the family, and all of them
+# and no more for it.
 _DEPTHS: dict[str, dict[str, int]] = {
     "flux": {"double_blocks": 19, "transformer_blocks": 19, "single_blocks": 38, "single_transformer_blocks": 38},
     "hunyuan-video": {
@@ -97,7 +99,8 @@ class Verdict(NamedTuple):
 def verdict(widths: Mapping[str, int | None], hints: Iterable[str] = ()) -> Verdict:
     """Judge flat names of modules, each with the width of what it reads where a tensor tells it.
 
-    `hints` are families that the file's own metadata names; they only choose among those that remain.
+    `hints` are families that the file's own metadata names; they only choose among those that remain, and after them
+    does a family that has just the blocks of the file.
     """
     plain = Counter(numbered(module) for module in widths)
     counts = {
@@ -114,8 +117,10 @@ def verdict(widths: Mapping[str, int | None], hints: Iterable[str] = ()) -> Verd
     foreign = next((family for family in _FOREIGN if counts[family] == most), "")
     if best == ["sdxl"] and (other := _by_text_width(widths)):
         return Verdict((), other, most)
-    hinted = tuple(family for family in best if family in set(hints))
-    return Verdict(hinted or tuple(best), "" if best else foreign, most)
+    left = [family for family in best if family in set(hints)] or best
+    blocks = _blocks(widths)
+    left = [family for family in left if _has_just(blocks, _DEPTHS.get(family, {}))] or left
+    return Verdict(tuple(left), "" if best else foreign, most)
 
 
 def numbered(module: str) -> str:
@@ -141,6 +146,20 @@ def hinted(metadata: Mapping[str, str]) -> tuple[str, ...]:
 def _too_deep(module: str, depths: Mapping[str, int]) -> bool:
     found = _BLOCK.match(module)
     return found is not None and int(found[2][:6]) >= depths.get(found[1], 1 << 30)
+
+
+def _blocks(modules: Iterable[str]) -> dict[str, set[int]]:
+    """Numbers of the blocks that modules are in, by what the blocks are called."""
+    blocks: dict[str, set[int]] = {}
+    for module in modules:
+        if found := _BLOCK.match(module):
+            blocks.setdefault(found[1], set()).add(int(found[2][:6]))
+    return blocks
+
+
+def _has_just(blocks: Mapping[str, set[int]], depths: Mapping[str, int]) -> bool:
+    """Whether of each kind of block there are all that a family has; not where there are no blocks."""
+    return bool(blocks) and all(numbers == set(range(depths.get(kind, 0))) for kind, numbers in blocks.items())
 
 
 def _by_text_width(widths: Mapping[str, int | None]) -> str:

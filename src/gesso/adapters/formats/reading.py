@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gesso.adapters.formats.assembly import Group, MisfitError, assemble
+from gesso.adapters.formats.assembly import Group, MisfitError, assemble, unused
 from gesso.adapters.formats.classification import Classification, classify, kind_of
 from gesso.adapters.formats.deltas import Delta
 from gesso.adapters.formats.keys import NETWORK, TEXT_PARTS, WRAPPER, read_key
@@ -89,6 +90,7 @@ class _Found:
     matched: int = 0
     without_place: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
 
 
@@ -97,8 +99,9 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
 
     One of the networks has to be that of a family ("transformer" or "unet"); "text_encoder" and "text_encoder_2" are
     those that read text. Tensors of other parts are left out, with a warning, as is what has no module here.
-    Raises FileError for what is no adapter, one of another family, or a PEFT configuration beside it that is broken or
-    of other weights; WeightsError for one that is damaged, holds NaN or infinity, or has other shapes than the network.
+    Raises FileError for what is no adapter, one of another family, an Infinity's whose chunks cannot be counted, or a
+    PEFT configuration beside it that is broken or of other weights; WeightsError for one that is damaged, holds NaN or
+    infinity, or has other shapes than the network.
     """
     classification = classify(path)
     family, role = _network(networks)
@@ -107,7 +110,8 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
     peft = _peft(path, classification)
     found = _Found()
     named = {part: network for part, network in networks.items() if part == role or part in TEXT_PARTS}
-    known = {part: sources(network, _chunk(groups)) for part, network in named.items()}
+    chunk = _chunk(path, groups, networks[role]) if family == "infinity" else None
+    known = {part: sources(network, chunk) for part, network in named.items()}
     pairs = [(group, _role(group.part, role, family)) for group in groups]
     placed = [(group, where, known.get(where, {}).get(group.module)) for group, where in pairs]
     # What is under our own name goes first: a file may have the fused layer beside its parts, which is the same again.
@@ -120,7 +124,7 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], *, name: str = "
         else:
             _place(found, path, where, group, source, peft)
     _check_fit(path, found, classification, family)
-    warnings = _warnings(name or path.name, found, classification)
+    warnings = _warnings(name or path.name, found, classification, family)
     if (
         isinstance(peft, PeftSettings)
         and not peft.values
@@ -185,6 +189,7 @@ def _place(found: _Found, path: Path, role: str, group: Group, source: Source, p
     if len(new) < len(deltas):
         found.twice.append(group.name)
     part.update(new)
+    found.unused += [f"{group.name} ({ending})" for ending in unused(group)]
     found.matched += 1
 
 
@@ -201,13 +206,19 @@ def _check_fit(path: Path, found: _Found, classification: Classification, family
         raise FileError(path, problem, f"by its names it is for {whose}")
 
 
-def _warnings(name: str, found: _Found, classification: Classification) -> tuple[str, ...]:
+def _warnings(name: str, found: _Found, classification: Classification, family: str) -> tuple[str, ...]:
     warnings = []
+    if len(classification.families) > 1:
+        whose = " or ".join(classification.families)
+        warnings.append(f"{name} is for {whose}, which its names leave open; it is used as one for {family}")
     if found.without_place:
         missing = f"{len(found.without_place)} of {found.groups} modules of {name} are not in this model"
         warnings.append(f"{missing} and have no effect: {_some(found.without_place)}")
     if found.twice:
         warnings.append(f"{name} says {len(found.twice)} modules twice; once is used: {_some(found.twice)}")
+    if found.unused:
+        count, several = len(found.unused), _some(found.unused)
+        warnings.append(f"{count} tensors of {name} are of a second kind on one module and have no effect: {several}")
     if classification.unknown:
         count = len(classification.unknown)
         warnings.append(f"{count} tensors of {name} are of no known kind: {_some(classification.unknown)}")
@@ -225,11 +236,23 @@ def _says_nothing(group: Group) -> bool:
     return kind_of(group.tensors) == "full" and all(not bool(value.any()) for value in group.tensors.values())
 
 
-def _chunk(groups: Iterable[Group]) -> int | None:
-    """How many blocks lie in a chunk of a published Infinity, as far as names tell."""
-    found = [re.match(r"block_chunks_[0-9]+_module_([0-9]+)_", group.module) for group in groups]
-    inner = [int(each[1]) for each in found if each is not None]
-    return max(inner) + 1 if inner else None
+def _chunk(path: Path, groups: Iterable[Group], network: nn.Module) -> int | None:
+    """How many blocks lie in a chunk of a published Infinity; None where names tell of no chunks.
+
+    Raises FileError where the chunks that are named are not all of the network: their size, and with it which blocks
+    are meant, is then unknown.
+    """
+    found = [re.match(r"block_chunks_([0-9]{1,6})_module_([0-9]{1,6})_", group.module) for group in groups]
+    places = [(int(each[1]), int(each[2])) for each in found if each is not None]
+    if not places:
+        return None
+    chunks, size = (max(numbers) + 1 for numbers in zip(*places, strict=True))
+    infinity: Any = getattr(network, "_orig_mod", network)
+    depth = len(infinity.blocks)
+    if chunks * size != depth:
+        problem = f"names {chunks} chunks of {size} blocks, which leaves open what it means of {depth} blocks here"
+        raise FileError(path, problem, f"give its blocks their own numbers, blocks.0 to blocks.{depth - 1}")
+    return size
 
 
 def _some(names: Sequence[str]) -> str:
