@@ -216,10 +216,18 @@ def _turned(image: "Image.Image") -> "Image.Image":
     return image if turn is None else image.transpose(turn)
 
 
-def cover_crop(image: "Image.Image", width: int, height: int) -> "Image.Image":
+def cover_crop(image: "Image.Image", width: int, height: int, name: object = "the picture") -> "Image.Image":
     """The picture scaled (Lanczos) until it just covers `width` x `height`, then cut to that size about its middle.
 
     Sizes and offsets are rounded down, as in the published training code of Infinity, whose pictures this reproduces.
+
+    Args:
+        image: the picture.
+        width, height: in pixels.
+        name: of the picture, for errors.
+
+    Raises:
+        FileError: it is so long a strip that it would be scaled to more than 2^26 pixels.
     """
     from PIL import Image
 
@@ -227,6 +235,9 @@ def cover_crop(image: "Image.Image", width: int, height: int) -> "Image.Image":
     narrow = aspect <= width / height
     across, down = (width, int(width / aspect)) if narrow else (int(aspect * height), height)
     across, down = max(across, width), max(down, height)  # a quotient just below a whole number would fall short
+    if across * down > LARGEST_PICTURE:
+        problem = f"has {image.width}x{image.height} pixels, too long a strip to cover {width}x{height}"
+        raise FileError(name, problem, "crop it first")
     covering = image.resize((across, down), Image.Resampling.LANCZOS)
     left, top = (across - width) // 2, (down - height) // 2
     return covering.crop((left, top, left + width, top + height))

@@ -167,7 +167,8 @@ class GenerationRequest(BaseModel):
     def _one_stands_for_itself(cls, value: object) -> object:
         several = () if value is None else (value,) if isinstance(value, str | Mapping | Lora) else value
         if not isinstance(several, list | tuple) or len(several) > MOST_LORAS:
-            raise RequestError("lora", value, f"a source such as owner/style::0.8, or at most {MOST_LORAS} of them")
+            given = f"a list of {len(several)}" if isinstance(several, list | tuple) else value
+            raise RequestError("lora", given, f"a source such as owner/style::0.8, or at most {MOST_LORAS} of them")
         return several
 
     @model_validator(mode="wrap")
@@ -187,7 +188,7 @@ class GenerationRequest(BaseModel):
         seen: set[str] = set()
         for lora in self.lora:
             if lora.key in seen:
-                raise RequestError("lora", lora.source, "named once", "add its scales up instead")
+                raise RequestError("lora", lora.shown, "named once", "add its scales up instead")
             seen.add(lora.key)
         if self.mask is not None and self.init_image is None:
             raise RequestError("mask", self.mask, "usable alone", "name the picture with init_image")

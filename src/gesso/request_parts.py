@@ -158,6 +158,11 @@ class Lora(BaseModel):
         """The same for every spelling of one source, whatever its scale."""
         return _source(self.source).key
 
+    @property
+    def shown(self) -> str:
+        """The source as it may be told: in one spelling, and without what may be a secret in its address."""
+        return _source(self.source).shown
+
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_in_our_words(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:

@@ -5,17 +5,20 @@ Bounds and names come from the fields, never from pydantic's texts. Not here: an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from gesso.errors import RequestError
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
+
+_ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def allowed_values(field: str, kind: type[BaseModel]) -> str:
@@ -33,6 +36,7 @@ def allowed_values(field: str, kind: type[BaseModel]) -> str:
             case _:
                 pass
     unit = " characters" if _is_text(information.annotation) else ""
+    unit = " texts" if _is_list_of_texts(information.annotation) else unit
     if opened:
         return f"above {low} and at most {high}{unit}" if high else f"above {low}"
     if high:
@@ -51,7 +55,11 @@ def _is_text(annotation: object) -> bool:
     return annotation is str or any(_is_text(part) for part in get_args(annotation))
 
 
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+def _is_list_of_texts(annotation: object) -> bool:
+    return any(get_origin(each) is list and get_args(each) == (str,) for each in (annotation, *get_args(annotation)))
+
+
+_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", SecretStr: "text"}
 
 
 def _type_words(annotation: object) -> str:
@@ -75,7 +83,19 @@ def request_error(error: ValidationError, kind: type[BaseModel], prefix: str = "
         return RequestError("field", f"{prefix}{field}", "a field of a request", hint)
     if first["type"] == "missing":
         return RequestError(f"{prefix}{field}", "", "given", "every request needs it" if not prefix else "")
-    return RequestError(f"{prefix}{field}", first["input"], _allowed_sentence(field, kind))
+    value = _quotable(first["input"], kind.model_fields[field].annotation)
+    return RequestError(f"{prefix}{field}", value, _allowed_sentence(field, kind))
+
+
+def _quotable(value: object, annotation: object) -> object:
+    """What was given, without what may be a secret: a token, or a part of an address."""
+    from gesso.network import shown
+
+    if SecretStr in (annotation, *get_args(annotation)):
+        return "(not shown)"
+    if isinstance(value, list | tuple) and _is_text(annotation):
+        return f"a list of {len(value)}"
+    return shown(value.strip()) if isinstance(value, str) and _ADDRESS.match(value) else value
 
 
 def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
@@ -86,6 +106,8 @@ def _allowed_sentence(field: str, kind: type[BaseModel]) -> str:
     if names:
         return f"one of: {', '.join(names)}"
     type_words, words = _type_words(annotation), allowed_values(field, kind)
+    if _is_list_of_texts(annotation):
+        return f"a list of {words or 'texts'}"
     if type_words == "text":
         return f"text of {words}" if words else "text"
     joint = "" if not words or words.startswith(("above", "at ")) else "from "

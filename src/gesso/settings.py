@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ByteSize, Field, SecretStr, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -46,7 +46,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GESSO_", extra="forbid", frozen=True)
 
-    home: Path = Field(default_factory=_default_home, description="Folder of weights, adapters and calibration.")
+    home: Path = Field(
+        default_factory=_default_home, validate_default=True, description="Folder of weights, adapters and calibration."
+    )
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1, mps; else the best there is.")
     dtype: str | None = Field(default=None, description="float32, bfloat16, float16; else what suits model and device.")
     attention: str = Field(default="sdpa", description="Kernel of attention; gesso doctor lists them.")
@@ -89,6 +91,12 @@ class Settings(BaseSettings):
     allow_private_addresses: bool = Field(
         default=False, description="Adapters may be fetched from private addresses, and by plain http from them."
     )
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, home: Path) -> Path:
+        """Paths in it are handed on as texts, and a folder and a name could be taken for an owner and a repository."""
+        return home.absolute()
 
     @classmethod
     def settings_customise_sources(

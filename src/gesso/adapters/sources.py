@@ -3,7 +3,7 @@
     owner/repo[@revision][/file]                     Hugging Face; also hf://…, hf.co/…, and its pages' addresses
     civitai.com/models/ID[?modelVersionId=VERSION]   CivitAI; also civitai:ID[@VERSION], and its download addresses
     urn:air:ECOSYSTEM:lora:civitai:ID[@VERSION]      the same as CivitAI writes it; also …:huggingface:owner/repo
-    replicate.com/owner/model[/VERSION]              Replicate; also replicate:owner/model[@VERSION][/file]
+    replicate.com/owner/model[/VERSION]              Replicate; also replicate:owner/model[@VERSION][/file.safetensors]
     https://host/path[#file]                         any other address; the file is one in an archive
     infinite-you:realism, infinite-you:anti-blur     those that InfiniteYou's authors lay beside it, on Hugging Face
     ./file.safetensors, /path, ~/path, file://path   a file of this machine
@@ -111,7 +111,8 @@ def parse(text: str, *, bare: Literal["huggingface", "replicate"] = "huggingface
 
     Args:
         text: a source, with a scale or without.
-        bare: whose "owner/name" is without a site: Hugging Face's, but Replicate's in predictors made for it.
+        bare: whose "owner/name" is without a site: Hugging Face's, but Replicate's in predictors made for it, which
+            also take "owner/name/VERSION".
         files: whether files of this machine may be named; not by strangers.
 
     Raises:
@@ -126,16 +127,16 @@ version=0, path=None, scale=0.8)
     """
     plain = text.strip()
     if not plain or len(plain) > _LONGEST or any(ord(mark) < 0x20 or 0xD800 <= ord(mark) < 0xE000 for mark in plain):
-        raise RequestError("source", _plain(text), "a source of an adapter", f"write {FORMS}")
+        raise RequestError("source", quotable(text), "a source of an adapter", f"write {FORMS}")
     plain, scale = split_scale(plain)
     found = replace(_read(plain, bare), scale=scale)
     if found.site == "file" and not files:
-        raise RequestError("source", _plain(text), "allowed: files of this machine are not to be named here")
+        raise RequestError("source", quotable(text), "allowed: files of this machine are not to be named here")
     return found
 
 
-def _plain(text: str) -> str:
-    """The words as an error may quote them."""
+def quotable(text: str) -> str:
+    """What somebody wrote as an error may quote it: short, printable, and without what may be a secret."""
     clean = "".join(mark if mark.isprintable() else " " for mark in text[:200])
     return shown_url(clean) if _SCHEME.match(clean.strip()) else clean.partition("?")[0]
 
@@ -146,7 +147,7 @@ def split_scale(text: str) -> tuple[str, float | None]:
     if not mark or "/" in written or "]" in written:  # the colons of an IPv6 address, or none
         return text, None
     if not source or _SCALE.fullmatch(written.strip()) is None:
-        raise RequestError("scale", written, "a number, as in SOURCE::0.8")
+        raise RequestError("scale", quotable(written), "a number, as in SOURCE::0.8")
     scale = float(written)
     if not math.isfinite(scale) or abs(scale) > LARGEST_LORA_SCALE:
         raise RequestError("scale", written, f"between {-LARGEST_LORA_SCALE:g} and {LARGEST_LORA_SCALE:g}")
@@ -171,8 +172,8 @@ def _read(text: str, bare: Literal["huggingface", "replicate"]) -> Source:
     if _SCHEME.match(text):
         return _url(text, parts)
     if "/" in text and "." in text.partition("/")[0]:
-        raise RequestError("source", _plain(text), "a source", "write https:// before a host, or ./ before a folder")
-    return _in_repository(text, text, bare)
+        raise RequestError("source", quotable(text), "a source", "write https:// before a host, or ./ before a folder")
+    return _replicate(text, text) if bare == "replicate" else _in_repository(text, text, "huggingface")
 
 
 _PREFIXES: dict[str, Callable[[str, str], Source]] = {
@@ -182,12 +183,12 @@ _PREFIXES: dict[str, Callable[[str, str], Source]] = {
     "huggingface:": lambda text, rest: _in_repository(text, rest, "huggingface"),
     "civitai:": lambda text, rest: _civitai(text, rest),  # noqa: PLW0108  (it stands below)
     "infinite-you:": lambda text, rest: _infinite_you(text, rest),  # noqa: PLW0108
-    "replicate:": lambda text, rest: _in_repository(text, rest, "replicate"),
+    "replicate:": lambda text, rest: _replicate(text, rest),  # noqa: PLW0108
 }
 
 
 def _none(text: str, what: str, hint: str = "") -> RequestError:
-    return RequestError("source", _plain(text), what, hint or f"write {FORMS}")
+    return RequestError("source", quotable(text), what, hint or f"write {FORMS}")
 
 
 def _split_url(text: str, address: str) -> SplitResult:
@@ -260,8 +261,20 @@ def _civitai_page(text: str, parts: SplitResult) -> Source:
     return Source(site="civitai", version=int(number))
 
 
+def _replicate(text: str, rest: str) -> Source:
+    """owner/model[@VERSION][/file.safetensors], or owner/model[/VERSION] as in the addresses of its pages."""
+    if rest.strip("/").lower().endswith(_WEIGHTS):
+        return _in_repository(text, rest, "replicate")
+    return _replicate_version(text, rest)
+
+
 def _replicate_page(text: str, parts: SplitResult) -> Source:
-    words = [word for word in parts.path.strip("/").split("/") if word not in ("versions", "_weights")]
+    return _replicate_version(text, parts.path)
+
+
+def _replicate_version(text: str, path: str) -> Source:
+    """owner/model, alone or with /VERSION or /versions/VERSION behind it."""
+    words = [word for word in path.strip("/").split("/") if word not in ("versions", "_weights")]
     name, version = "/".join(words[:2]), words[2:]
     if len(version) > 1:
         raise _none(

@@ -52,7 +52,7 @@ def with_adapters(pipeline: Pipeline, plan: Plan) -> Plan:
     model = ModelAdapters(pipeline)
     if not model.family:
         hint = "its network is of no family that adapters are for; leave it out"
-        raise RequestError("lora", wanted[0].source, f"usable with {plan.request.model}", hint)
+        raise RequestError("lora", wanted[0].shown, f"usable with {plan.request.model}", hint)
 
     held = sum(size or 0 for _, size in adapter_bytes(pipeline, plan))
     filled = tuple(lora.model_copy(update={"scale": 1.0 if lora.scale is None else lora.scale}) for lora in wanted)

@@ -117,7 +117,7 @@ class InfinityPipeline:
             return ()
         assert request.width is not None and request.height is not None
         schedule = self.schedules[request.height, request.width]
-        picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height)
+        picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height, request.init_image)
         pixels_HW3 = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, -1, 3)
         image_13HW = (pixels_HW3.movedim(-1, 0).float() / 127.5 - 1)[None].to(self.device)
         latent = self.autoencoder.encode(image_13HW)

@@ -120,7 +120,7 @@ class ZImagePipeline:
         fitting, size = self.planner.condition_sizes(picture.width, picture.height)
         if fitting != picture.size:
             picture = picture.resize(fitting, Image.Resampling.LANCZOS)
-        latent_C1hw = self.latents_of(_pixels(cover_crop(picture, *size)))[0, :, None]
+        latent_C1hw = self.latents_of(_pixels(cover_crop(picture, *size, request.init_image)))[0, :, None]
         features = [] if self.pictures is None else [self.pictures.features(picture)]
         return [Prompt(self.text.pieces(text, 1), [latent_C1hw], features, editing=True) for text in texts]
 
@@ -129,7 +129,7 @@ class ZImagePipeline:
         if request.init_image is None:
             return None
         assert request.width is not None and request.height is not None
-        picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height)
+        picture = cover_crop(read_pixels(Path(request.init_image)), request.width, request.height, request.init_image)
         return self.latents_of(_pixels(picture))[0, :, None]
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from gesso.adapters.sources import quotable
 from gesso.errors import RequestError
 from gesso.request import GenerationRequest, parse_request
 from gesso.request_parts import Lora
@@ -206,7 +207,7 @@ class FluxCompatibleInput(BaseModel):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.mask is not None and self.image is None:
-            raise RequestError("mask", self.mask, "usable alone", "name the picture with image")
+            raise RequestError("mask", quotable(self.mask), "usable alone", "name the picture with image")
         if (self.width is None) != (self.height is None):
             given = "width" if self.height is None else "height"
             raise RequestError(given, getattr(self, given), "usable alone", "give width and height")
@@ -215,9 +216,10 @@ class FluxCompatibleInput(BaseModel):
             least = math.ceil(1 / _REFINED)
             raise RequestError(field, steps, f"at least {least} with base_image_refiner", f"nearest: {least}")
         names = ("lora_weights", "replicate_weights", "hf_lora")
-        said = [name for name in names if getattr(self, name) is not None]
+        said = [(name, text) for name in names if (text := getattr(self, name)) is not None]
         if len(said) > 1:
-            raise RequestError(said[1], getattr(self, said[1]), f"usable with {said[0]}", "they are one field")
+            (first, _), (second, text), *_ = said
+            raise RequestError(second, quotable(text), f"usable with {first}", "they are one field")
         _ = self.solver
         return self
 

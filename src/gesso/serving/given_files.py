@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from gesso.adapters.sources import Site, Source, parse
+from gesso.adapters.sources import Site, Source, parse, quotable
 from gesso.adapters.sources_archive import extract, is_archive
 from gesso.adapters.sources_sites import persistent
 from gesso.adapters.store import AdapterStore, Wishes
 from gesso.errors import FileError, RequestError, RunError
 from gesso.files import inside
 from gesso.network import Network, NetworkError, shown
-from gesso.pictures import cover_crop, read_pixels
+from gesso.pictures import LARGEST_PICTURE, cover_crop, read_pixels
 from gesso.request_parts import Lora
 from gesso.settings import load_settings
 
@@ -54,18 +54,21 @@ def given_pictures(image: str, mask: str | None, size: tuple[int, int], fetching
     """A picture and its mask as files of width and height `size`: scaled until they cover it, and cut about the middle.
 
     A mask of another size than its picture is stretched to it first; where it is transparent it is black.
-    Raises RequestError and RunError by the field's name; CancelledError.
+    Raises RequestError, FileError and RunError by the field's name; CancelledError.
     """
     picture = _picture("image", image, fetching)
     target = fetching.folder / "image.png"
-    cover_crop(picture, *size).save(target)
+    cover_crop(picture, *size, "image").save(target)
     if mask is None:
         return target, None
     marks = _picture("mask", mask, fetching, background="black")
+    if picture.width * marks.height > LARGEST_PICTURE:  # what Pillow holds while it stretches
+        hint = f"image has {picture.width}x{picture.height}; give both the same shape"
+        raise RequestError("mask", f"{marks.width}x{marks.height} pixels", "of about the shape of image", hint)
     if marks.size != picture.size:
         marks = marks.resize(picture.size)
     mask_target = fetching.folder / "mask.png"
-    cover_crop(marks, *size).save(mask_target)
+    cover_crop(marks, *size, "mask").save(mask_target)
     return target, mask_target
 
 
@@ -83,7 +86,8 @@ def given_lora(name: str, text: str, scale: float | None, fetching: Fetching) ->
 
     Args:
         name: of the field, for errors.
-        text: a source; "owner/model" is Replicate's, as predictors have it; or a data URI of an archive or a file.
+        text: a source; "owner/model[/VERSION]" is Replicate's, as predictors have it; or a data URI of an archive or a
+            file.
         scale: how strongly it acts.
         fetching: of the call.
 
@@ -151,7 +155,7 @@ def _picture(name: str, value: str, fetching: Fetching, background: str = "white
     elif text.lower().startswith(("https://", "http://")):
         content = _fetched(name, text, fetching)
     else:
-        raise RequestError(name, text[:_SHOWN], _PICTURE_FORM, _NO_FILES)
+        raise RequestError(name, quotable(text)[:_SHOWN], _PICTURE_FORM, _NO_FILES)
     path = fetching.folder / f"{name}.given"
     path.write_bytes(content)
     try:

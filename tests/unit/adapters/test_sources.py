@@ -92,6 +92,9 @@ def test_what_is_no_source_is_refused_in_one_line(text: str, said: str) -> None:
 
 def test_ambiguities_are_decided_by_rule() -> None:
     assert parse("owner/model", bare="replicate").shown == "replicate:owner/model"
+    for text in ("owner/model/abc1", "owner/model/versions/abc1", "owner/model:abc1", "replicate:owner/model/abc1"):
+        assert parse(text, bare="replicate").shown == "replicate:owner/model@abc1"
+    assert parse("owner/model/a.safetensors", bare="replicate").shown == "replicate:owner/model/a.safetensors"
     assert parse("https://[::1]/x.safetensors").scale is None
     assert parse("style[v1].safetensors::-0.5").scale == -0.5
     with pytest.raises(RequestError, match="the page of a model"):

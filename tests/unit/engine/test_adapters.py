@@ -248,6 +248,9 @@ def test_models_that_adapters_are_not_for_say_so() -> None:
     pipeline = import_module("tests.tiny_flow").TinyFlowPipeline()
     with engine_of(pipeline) as engine, pytest.raises(RequestError, match=r"lora .* is not usable with infinity-nano"):
         engine.run(ask(lora="owner/style"))
+    with engine_of(pipeline) as engine, pytest.raises(RequestError) as caught:
+        engine.run(ask(lora="https://h.org/a.safetensors?token=secret"))
+    assert "secret" not in str(caught.value.as_dict())
 
 
 def test_what_the_model_lacks_is_told(pipelines: Pipelines, tmp_path: Path) -> None:

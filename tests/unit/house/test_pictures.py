@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, features
 
 from gesso import pictures
 from gesso.errors import FileError
-from gesso.pictures import read_pixels
+from gesso.pictures import cover_crop, read_pixels
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
@@ -123,3 +123,9 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pictures, "LARGEST_FILE", 16)
     with pytest.raises(FileError, match=r"heavy\.png: is larger than 0 MiB; make it smaller"):
         read_pixels(tmp_path / "heavy.png")
+
+
+def test_a_strip_is_not_scaled_to_what_no_memory_holds() -> None:
+    with pytest.raises(FileError, match=r"^image: has 60000x1 pixels, .* to cover 1024x1024; crop it first$"):
+        cover_crop(Image.new("L", (60_000, 1)), 1024, 1024, "image")
+    assert cover_crop(Image.new("L", (600, 10)), 64, 64).size == (64, 64)

@@ -112,6 +112,14 @@ def test_unusable_values_are_refused_by_name(field: str, value: object) -> None:
     assert caught.value.__cause__ is None  # pydantic's own report does not reach a person
 
 
+@pytest.mark.parametrize("more", ["", "x" * 5000])
+@pytest.mark.parametrize("times", [2, 33])
+def test_a_secret_in_an_adapters_address_is_not_quoted(more: str, times: int) -> None:
+    with pytest.raises(RequestError, match=r"^lora") as caught:
+        parse_request({"prompt": "a star", "lora": [f"https://h.org/a.safetensors?token=secret{more}"] * times})
+    assert "secret" not in str(caught.value.as_dict())
+
+
 def test_construction_and_parsing_refuse_alike() -> None:
     with pytest.raises(RequestError) as constructed:
         GenerationRequest(prompt="")

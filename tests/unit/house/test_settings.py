@@ -41,6 +41,13 @@ def test_each_source_beats_the_next(own_place: Path, monkeypatch: pytest.MonkeyP
     assert sources["offline"] == "default"
 
 
+def test_the_home_is_absolute(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert load_settings().home == own_place / "work" / "cache" / "gesso"
+    monkeypatch.setenv("GESSO_HOME", "home")
+    assert load_settings().home == own_place / "work" / "home"
+
+
 def test_broken_files_are_named(own_place: Path) -> None:
     Path("gesso.toml").write_text("output = ")
     with pytest.raises(FileError, match=r"gesso\.toml.*no TOML"):

@@ -267,7 +267,10 @@ def test_unknown_fields_are_told() -> None:
         ({"refine": "base_image_refiner", "num_inference_steps": 2}, "num_inference_steps 2 is not at least 4"),
         ({"lora_weights": "a/b", "hf_lora": "c/d"}, 'hf_lora "c/d" is not usable with lora_weights'),
         ({"lora_scale": 3.5}, "lora_scale 3.5 is not a number from -1 to 3"),
-        ({"loras": ["a/b"] * 31}, "loras"),
+        ({"loras": ["a/b"] * 31}, 'loras "a list of 31" is not a list of at most 30 texts'),
+        ({"loras": "x"}, 'loras "x" is not a list of at most 30 texts'),
+        ({"loras": [1]}, "loras 1 is not a list of at most 30 texts"),
+        ({"prompt": "x" * 2001}, 'prompt "xxx'),
         ({"clip_skip": 3}, "clip_skip 3 is not a whole number from 0 to 2"),
     ],
 )
@@ -287,3 +290,25 @@ def test_tokens_are_not_shown() -> None:
     given = FluxCompatibleInput(hf_api_token=SecretStr("hf_secret"))
     assert "hf_secret" not in repr(given)
     assert "hf_secret" not in given.model_dump_json()
+
+
+ADDRESS = "https://h.org/a.safetensors?token=12345678"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hf_api_token": 12345678}, 'hf_api_token "(not shown)" is not text'),
+        ({"civitai_api_token": ["12345678"]}, 'civitai_api_token "(not shown)" is not text'),
+        ({"lora_weights": ADDRESS, "hf_lora": ADDRESS}, 'hf_lora "https://h.org/a.safetensors" is not usable with'),
+        ({"lora_weights": [ADDRESS]}, 'lora_weights "a list of 1" is not text'),
+        ({"loras": ADDRESS}, 'loras "https://h.org/a.safetensors" is not a list'),
+        ({"loras": [ADDRESS] * 31}, 'loras "a list of 31" is not a list'),
+        ({"mask": ADDRESS}, 'mask "https://h.org/a.safetensors" is not usable alone'),
+    ],
+)
+def test_refusals_do_not_tell_secrets(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_input(values)
+    assert str(refusal.value).startswith(words)
+    assert "12345678" not in str(refusal.value.as_dict())

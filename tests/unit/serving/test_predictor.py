@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gesso.adapters.sources import parse
 from gesso.engine import Engine
-from gesso.errors import GessoError, RejectedError, RequestError
+from gesso.errors import FileError, GessoError, RejectedError, RequestError
 from gesso.metadata import read_record
 from gesso.pipelines.sdxl import SdxlPipeline
 from gesso.serving.flux_compatible import FluxCompatibleInput, parse_input
+from gesso.serving.given_files import Fetching, given_lora, given_pictures
 from gesso.serving.predictor import FluxCompatiblePredictor, OutputFolders, Prediction, PredictorSettings
 from tests.adapter_server import Page, Site, served, tar
 from tests.tiny_safety import write_checker
@@ -211,6 +214,23 @@ def test_pictures_that_are_none(predictor: FluxCompatiblePredictor, value: str, 
     assert str(refusal.value).startswith(words)
 
 
+def test_strips_are_refused_before_memory_runs_out(tmp_path: Path) -> None:
+    fetching = Fetching(folder=tmp_path, stop=threading.Event())
+    with pytest.raises(FileError, match=r"^image: has 60000x1 pixels, too long a strip to cover 1024x1024; crop"):
+        given_pictures(data_uri(picture(60_000, 1)), None, (1024, 1024), fetching)
+    with pytest.raises(
+        RequestError, match=r'^mask "1x60000 pixels" is not of about the shape of image; image has 2000'
+    ):
+        given_pictures(data_uri(picture(2000, 500)), data_uri(picture(1, 60_000)), (256, 256), fetching)
+
+
+def test_a_picture_that_is_nowhere_is_refused_without_its_secrets(tmp_path: Path) -> None:
+    for text in ("ftp://h.org/a.png?token=secret", "h.org/a.png?token=secret"):
+        with pytest.raises(RequestError, match=r'^image ".*h\.org/a\.png" is not an address') as refusal:
+            given_pictures(text, None, (256, 256), Fetching(folder=tmp_path, stop=threading.Event()))
+        assert "secret" not in str(refusal.value.as_dict())
+
+
 def test_no_steps_are_left(predictor: FluxCompatiblePredictor) -> None:
     with pytest.raises(RequestError, match=r"prompt_strength 0\.0 is not enough to leave one of 1 steps"):
         call(predictor, image=data_uri(picture(256, 256)), prompt_strength=0)
@@ -270,6 +290,27 @@ def test_a_bare_name_is_replicates_and_a_token_is_its_sites_own(
         assert any(each.path == asked for each in site.asked)
         assert "secret" not in str([each.headers for each in site.asked])
     assert pixels(made) != pixels(call(predictor))
+
+
+@pytest.mark.parametrize("between", ["/", "/versions/", ":"])
+def test_a_bare_name_with_a_version(tmp_path: Path, between: str) -> None:
+    fetching = Fetching(folder=tmp_path, stop=threading.Event())
+    made = given_lora("lora_weights", f"owner/style{between}{'ab' * 32}", None, fetching)
+    assert made.source == f"replicate:owner/style@{'ab' * 32}"
+
+
+def test_a_lora_that_came_by_a_token_is_a_file_wherever_the_home_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = write_sdxl_lora(tmp_path / "style.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GESSO_HOME", "home")
+    with served(Site(pages={"/owner/style/_weights": Page(tar({"lora.safetensors": content}))})) as site:
+        monkeypatch.setattr("gesso.adapters.sources_sites.REPLICATE", site.address)
+        fetching = Fetching(folder=tmp_path, stop=threading.Event(), tokens={"replicate": "secret"})
+        source = parse(given_lora("lora_weights", "owner/style", None, fetching).source)
+    assert source.path is not None
+    assert source.path.read_bytes() == content
 
 
 # ---- models, cancelling, safety -------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def check_sizes(examples: list[Example], width: int, height: int, most: float) -
 
 def pixels(example: Example, width: int, height: int) -> Tensor:
     """The picture scaled and cut about its middle, `[1,3,H,W]` in [-1,1]."""
-    return to_tensor(np.array(cover_crop(read_pixels(example.path), width, height))[None])
+    return to_tensor(np.array(cover_crop(read_pixels(example.path), width, height, example.path))[None])
 
 
 def with_trigger(caption: str, trigger: str) -> str:
