@@ -43,8 +43,10 @@ def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: Vi
             yield painted
 
 
-def paint_again(engine: "Engine", request: GenerationRequest, view: View, place: int) -> Iterator[Result | RejectedError]:
-    """Yields another picture of the request at this place, painted before those that wait, so that it is saved first."""
+def paint_again(
+    engine: "Engine", request: GenerationRequest, view: View, place: int
+) -> Iterator[Result | RejectedError]:
+    """Yields another picture of the request at this place, painted before those that wait: it is saved before them."""
     for _, painted in paint_placed(engine, [request], view, first=place, priority=_BEFORE_OTHERS):
         yield painted
 

@@ -80,7 +80,7 @@ def _warnings(path: Path, picture: Image.Image) -> tuple[str, ...]:
 
 
 def draw_points(size: tuple[int, int], points_52: NDArray[np.float64] | Sequence[Sequence[float]]) -> Image.Image:
-    """Limbs at six tenths of their colours, then discs in full, on black; points are fractions of the square in the middle.
+    """Limbs at six tenths of their colours, then discs in full, on black; points are fractions of the middle's square.
 
     As `key_points.draw_key_points`, in proportion to the picture and not in pixels, for pictures of 64.
     """

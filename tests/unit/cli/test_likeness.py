@@ -21,7 +21,6 @@ from gesso.request_parts import Identity
 from tests.tiny_infinite_you import PERSON, tiny_pipeline_with_guest
 from tests.unit.cli.running import call
 
-
 LATER = [7 + number * 1_000_000_007 for number in (1, 2, 3)]
 """Seeds of the later tries of the picture of seed 7."""
 BEGUN: list[int] = []
