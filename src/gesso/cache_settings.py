@@ -164,8 +164,14 @@ class CacheSettings(BaseModel):
             raise RequestError("cache.granularity", self.granularity, f"what {self.policy} forecasts, {_or(allowed)}")
         if self.front_blocks and self.granularity not in (None, "block"):
             raise RequestError("cache.front_blocks", self.front_blocks, f"usable with granularity {self.granularity}")
+        if self.front_blocks == 0 and self.policy in ("first_block", "accumulated"):
+            raise RequestError("cache.front_blocks", 0, "at least 1", f"{self.policy} looks at what the first one does")
         if self.schedule == "adaptive" and self.policy not in _TOKENS:
             raise RequestError("cache.schedule", self.schedule, f"known to {self.policy}", f"it is for {_or(_TOKENS)}")
+        for name in () if self.smoothing is not None else ("alpha", "hybrid"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                hint = "add smoothing=exponential, or leave it out"
+                raise RequestError(f"cache.{name}", getattr(self, name), "usable without smoothing", hint)
         if self.mask is not None and not 1 <= len(self.mask) <= LONGEST_MASK:
             raise RequestError("cache.mask", len(self.mask), f"1 to {LONGEST_MASK} values, one a step")
         if self.mask is not None and not self.mask[0]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -20,9 +21,23 @@ from gesso.cache_settings import CacheSettings, parse_cache
 from gesso.errors import FileError, RequestError
 from gesso.files import ready_folder, written_aside
 
+if TYPE_CHECKING:
+    from gesso.request import GenerationRequest
+
 SCHEMA = 1
 EXACT = "exact"
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_VALUES = (
+    "scheduler",
+    "guidance",
+    "true_guidance",
+    "guidance_normalization",
+    "guidance_truncation",
+    "frames",
+    "init_strength",
+)
+_GIVEN = ("init_image", "mask", "identity", "lora")
+"""Fields that change how far a cache's picture drifts: told with their value, and told that they are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,8 @@ class Point:
     Attributes:
         cache: in the command line's spelling, blanks filled; "" is no cache with fewer steps.
         steps: of a picture.
+        reference: of the picture without a cache that it is held against, which speed and likeness are relative to.
+        painted: what else the pictures were painted with, see `painted_with`; empty in lists that did not note it.
         computed: how many of them were computed, on average.
         speed: seconds of the steps without a cache over those with it.
         psnr: decibels to the picture without a cache, the mean.
@@ -46,6 +63,8 @@ class Point:
 
     cache: str
     steps: int
+    reference: int
+    painted: tuple[str, ...] = ()
     computed: float
     speed: float
     psnr: float
@@ -95,15 +114,24 @@ def read_points(home: Path, model: str, digest: str | None = None) -> list[Point
     names = {field.name for field in fields(Point)}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA or any({"lpips", *row} != names for row in data["points"]):
+        rows = _with_references(data["points"])
+        if data["schema"] != SCHEMA or any({"lpips", "painted", *row} != names for row in rows):
             raise ValueError
-        points = _POINTS.validate_python(data["points"])
+        points = _POINTS.validate_python(rows)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         hint = f"remove it, then: gesso calibrate {model}"
         raise FileError(path, "is no list of measured step caches", hint) from error
     return [point for point in points if digest is None or point.digest == digest]
+
+
+def _with_references(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of lists that did not note what was held against: a cache's was of its own steps; that of fewer plain steps
+    is not known, so these are left out, to be measured again.
+    """
+    known = [row for row in rows if "reference" in row or row["cache"]]
+    return [{"reference": row["steps"], **row} for row in known]
 
 
 def keep_point(home: Path, model: str, point: Point) -> Path:
@@ -119,10 +147,11 @@ def keep_point(home: Path, model: str, point: Point) -> Path:
 
 
 def with_point(points: Sequence[Point], new: Point) -> list[Point]:
-    """All of them, the new one in place of an older one of the same cache, steps, weights and machine."""
+    """All of them, the new one in place of an older one of the same cache, steps, reference, weights and machine."""
 
     def key(point: Point) -> tuple[object, ...]:
-        return point.cache, point.steps, point.digest, point.device, point.dtype, point.hardware
+        machine = (point.device, point.dtype, point.hardware)
+        return point.cache, point.steps, point.reference, point.digest, *machine
 
     return [*(point for point in points if key(point) != key(new)), new]
 
@@ -143,13 +172,14 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 def losing(point: Point, points: Sequence[Point]) -> bool:
     """Whether fewer steps without a cache, in the same time or less, come at least as close."""
-    plain = [other for other in points if not other.cache and other.speed >= point.speed]
+    beside = [other for other in points if (other.reference, other.painted) == (point.reference, point.painted)]
+    plain = [other for other in beside if not other.cache and other.speed >= point.speed]
     return bool(point.cache) and any(other.ssim >= point.ssim for other in plain)
 
 
-def pick(points: Sequence[Point], quality: str, *, model: str, steps: int) -> Point | None:
+def pick(points: Sequence[Point], quality: str, *, model: str, steps: int, asked: int | None = None) -> Point | None:
     """The fastest cache at so many steps whose similarity is at least `quality`; None where none of them is faster than
-    no cache.
+    no cache. `asked` are the steps that were asked for, where a given picture leaves fewer.
 
     Raises RequestError for a quality that is no number from 0 to 1, and where nothing was measured at these steps.
     """
@@ -160,7 +190,8 @@ def pick(points: Sequence[Point], quality: str, *, model: str, steps: int) -> Po
     if not fitting:
         measured = sorted({point.steps for point in points if point.cache})
         hint = f"first: gesso calibrate {model} --steps {steps}"
-        hint += f"; or take {' or '.join(map(str, measured))} steps, which were measured" if measured else ""
+        if measured and asked in (None, steps):
+            hint += f"; or take {' or '.join(map(str, measured))} steps, which were measured"
         raise RequestError("quality", quality, f"known for {model} at {steps} steps", hint)
     within = [point for point in fitting if point.ssim >= least and point.speed > 1]
     return max(within, key=lambda point: point.speed, default=None)
@@ -184,7 +215,40 @@ def parse_quality(text: str) -> float | None:
     return value
 
 
-def expected(points: Sequence[Point], cache: CacheSettings, steps: int) -> dict[str, float] | None:
-    """The drift that was measured of this very cache at so many steps; None if it never was."""
-    found = next((point for point in points if point.settings == cache and point.steps == steps), None)
-    return None if found is None else found.drift
+def measured(points: Sequence[Point], cache: CacheSettings, steps: int) -> list[Point]:
+    """What was measured of this very cache at so many steps, whatever else the pictures were painted with."""
+    return [point for point in points if point.settings == cache and point.steps == steps]
+
+
+def expected(points: Sequence[Point], request: GenerationRequest, steps: int) -> dict[str, float] | None:
+    """The drift that was measured of a planned request's cache at so many steps; None where it never was, or only of
+    pictures that were painted with something else.
+    """
+    if request.cache is None:
+        return None
+    painted = painted_with(request)
+    found = (point for point in measured(points, request.cache, steps) if point.painted == painted)
+    point = next(found, None)
+    return None if point is None else point.drift
+
+
+def painted_with(request: GenerationRequest) -> tuple[str, ...]:
+    """What a planned request has, besides its cache and steps, that changes how far a cache's picture drifts."""
+    found = [f"{request.width}x{request.height}"]
+    for name in _VALUES:
+        value = getattr(request, name)
+        if isinstance(value, tuple):
+            found.append(f"{name} by step")
+        elif value is not None:
+            found.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    return (*found, *(name for name in _GIVEN if getattr(request, name)))
+
+
+def unlike(point: Point, request: GenerationRequest) -> str:
+    """What sets a planned request apart from the pictures that a point was measured on, in words; empty for nothing."""
+    painted = painted_with(request)
+    if point.painted == painted:
+        return ""
+    had = ", ".join(point.painted) or "settings that were not noted"
+    has = ", ".join(one for one in painted if one not in point.painted) or "fewer"
+    return f"measured with {had}; this request has {has}"

@@ -97,6 +97,17 @@ def test_cached_pictures_in_company_are_those_made_alone(cached: Subject, cache:
     assert is_bare(cached)
 
 
+def test_those_that_leave_earlier_change_nothing(cached: Subject) -> None:
+    """With `strict_shapes`, so that a feature of another shape would be an error."""
+    cache = "taylorseer:interval=4,warmup=1,order=1,granularity=module,strict_shapes=true"
+    (alone,) = paint(cached, "a star", cache=cache)
+    requests = [cached.ask("a star", cache=cache, steps=STEPS), cached.ask("two blue rings", cache=cache, steps=7)]
+    with cached.engine() as engine:
+        longer, _ = engine.run(requests)
+    assert longer.metadata["cache"] == alone.metadata["cache"]
+    assert cached.close(longer.image, alone.image)
+
+
 def test_cached_and_plain_share_an_engine_without_touching_each_other(cached: Subject) -> None:
     """Cached ones of two kinds and a plain one, all on one network; the plain one is the plain loop's bit for bit."""
     requests = [cached.ask(prompt, steps=STEPS, deterministic=True) for prompt in PROMPTS]

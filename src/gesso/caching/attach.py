@@ -46,7 +46,7 @@ Grid = tuple[int, int]
 
 @dataclass
 class _Run:
-    """One picture's place in its course. `taken` is what each step came to, `F` for full, else `T`."""
+    """One picture's place in its course. `taken` is what each step came to: `F` where any branch was full, else `T`."""
 
     course: Course
     of: int
@@ -61,12 +61,14 @@ class _Run:
 class _Call:
     """The runs that step together. The first evaluation settles what is open, for the branches after it too.
 
-    `foretold` are branches for which somebody may have left work undone, being told that their output is forecast.
+    `computed` and `forecast` say whether any branch was: both, where a branch begins late. `foretold` are branches for
+    which somebody may have left work undone, being told that their output is forecast.
     """
 
     runs: tuple[Hashable, ...]
     decision: Decision
     computed: bool
+    forecast: bool = False
     foretold: set[str] = field(default_factory=set)
     measured: dict[Hashable, float] = field(default_factory=dict)
 
@@ -136,7 +138,7 @@ class Attached:
             if known is None:  # freed while it ran
                 continue
             measured = call.measured.get(run)
-            known.course.settle(known.step, call.computed, measured)
+            known.course.settle(known.step, call.computed and not call.forecast, measured)
             known.taken[known.step] = "F" if call.computed else "T"
             if measured is not None:
                 known.measured[known.step] = measured
@@ -160,7 +162,7 @@ class Attached:
         return tuple(self._runs)
 
     def taken(self, run: Hashable) -> str:
-        """What the run's steps came to so far, `F` for a full one and `T` for a forecast: for the result's record."""
+        """What the run's steps came to so far, `F` where any branch was full, else `T`: for the result's record."""
         known = self._runs[run]
         return "".join(known.taken[step] for step in sorted(known.taken))
 
@@ -193,7 +195,9 @@ class Attached:
                 Decision(Action.COMPUTE), division, original, args, kwargs, running.measured
             )
         if call.decision.check or call.decision.action is Action.PROBE:  # settled, for the branches that follow too
-            call.decision, call.computed = Decision(running.action), running.full
+            call.decision = Decision(running.action)
+        call.computed |= running.full
+        call.forecast |= not running.full
         for part, value in zip(division.parts, running.measured, strict=False):
             call.measured[part.run] = max(value, call.measured.get(part.run, value))
         if running.full:

@@ -57,6 +57,7 @@ def norm_score(tokens_BnD: Tensor) -> Tensor:
     return F.normalize(tokens_BnD.float().norm(dim=-1), dim=-1)
 
 
+@torch.compiler.disable(recursive=True)  # it would warn of every call here that it cannot trace
 def random_score(rows: int, tokens: int, seed: int, *place: object) -> Tensor:
     """Uniform numbers `[rows, tokens]` that depend on the seed and the place (step, branch, module) alone."""
     text = ":".join(str(part) for part in (seed, *place))

@@ -62,6 +62,14 @@ def received_attention(q_BHnd: Tensor, k_BHnd: Tensor, mask: Tensor | None, scal
     return received_Bn
 
 
+@torch.compiler.disable(recursive=True)  # a compiler that breaks within the mode loses it, and what was received
+def _tapped(original: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
+    """What attention returns, and what it received by `ReceivedAttention`; it runs uncompiled."""
+    with ReceivedAttention() as tap:
+        output = original(*args, **kwargs)
+    return output, tap.received
+
+
 @dataclass
 class ScoringSlot(SlotSite):
     """Attention that on full steps also scores tokens by what attention they receive."""
@@ -70,13 +78,12 @@ class ScoringSlot(SlotSite):
         running = self.board.running
         if running is None or not running.full:
             return super().__call__(original, args, kwargs)
-        with ReceivedAttention() as tap:
-            output = original(*args, **kwargs)
-        if not tap.received:
+        output, received = _tapped(original, args, kwargs)
+        if not received:
             raise RunError(
                 "no attention map to score tokens by with this attention; set the cache's score to random or norm"
             )
-        self._score(tap.received, output)
+        self._score(received, output)
         return self.keep(output)
 
     def _score(self, received: list[Tensor], output: Any) -> None:

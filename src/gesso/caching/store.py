@@ -115,6 +115,10 @@ class Store:
         found = self._runs.get(run, {}).get(branch)
         return found is not None and found.look is not None
 
+    def branches(self, run: Hashable) -> tuple[str, ...]:
+        """The branches that are begun."""
+        return tuple(branch for branch in self._runs.get(run, {}) if self.begun(run, branch))
+
     def ready(self, run: Hashable, branch: str, look: object) -> bool:
         """Whether a branch can be forecast for inputs of this look. Raises RunError where another look is an error."""
         found = self._runs.get(run, {}).get(branch)

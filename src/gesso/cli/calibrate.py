@@ -30,6 +30,7 @@ from gesso.fronts import (
     path_of,
     pick,
     read_points,
+    unlike,
     with_point,
 )
 from gesso.memory_modes import AUTO, FULL
@@ -83,9 +84,7 @@ def calibrate(
         _print_front(points, taken)
         view.line(f"kept in {path_of(settings.home, model)}")
     if plot is not None:
-        draw_front(
-            [point for point in points if point.steps == taken or not point.cache], f"{model}, {taken} steps", plot
-        )
+        draw_front(points, f"{model}, {taken} steps", plot)
 
 
 def _measure(
@@ -96,12 +95,12 @@ def _measure(
     settings: Settings,
     view: View,
 ) -> tuple[list[Point], int]:
-    """All points of these weights, and the steps that were measured at."""
+    """All points that are held against the same pictures without a cache; and the steps of these."""
     from gesso.engine.acceleration import Acceleration
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_pipeline
     from gesso.engine.planning import planned
-    from gesso.evaluation.caches import GRID, bench_of, calibrate
+    from gesso.evaluation.caches import GRID, bench_of, calibrate, fitting, usable
     from gesso.evaluation.lpips import load_lpips
 
     place = check_device(settings.device or default_device())
@@ -114,14 +113,16 @@ def _measure(
     steps = planned(pipeline, first).steps  # refuses models that have no steps to forecast
     known = _known(pipeline, place, settings, str(getattr(pipeline, "digest", "")))
     points = read_points(settings.home, entry.name)
+    caches = usable(bench, wanted) if wanted else fitting(bench, GRID)
     try:
-        for point in calibrate(bench, wanted or GRID, points, known):
+        for point in calibrate(bench, caches, points, known):
             keep_point(settings.home, entry.name, point)
             points = with_point(points, point)
-            view.line(_line(point, points))
+            view.line(_line(point, alike(points, known)))
     except KeyboardInterrupt:
         raise CancelledError("interrupted; what was measured is kept, the same command goes on") from None
-    return alike(points, known), steps
+    beside = [one for one in alike(points, known) if (one.reference, one.painted) == (steps, bench.painted)]
+    return beside, steps
 
 
 def _known(pipeline: "Pipeline", place: str, settings: Settings, digest: str) -> dict[str, str]:
@@ -150,23 +151,29 @@ def _line(point: Point, points: Sequence[Point]) -> str:
 
 
 def _print_front(points: Sequence[Point], steps: int) -> None:
-    """The caches that no other beats in both, the slowest first."""
-    for point in pareto_front(caches_at(points, steps)):
+    """The caches that no other beats in both, the slowest first, below what their pictures were painted with."""
+    front = pareto_front(caches_at(points, steps))
+    if front:
+        typer.echo(f"{steps} steps, {', '.join(front[0].painted)}, held against the same without a cache:")
+    for point in front:
         typer.echo(_line(point, points))
 
 
 def cache_of_quality(
-    quality: str, fields: Mapping[str, object], entry: "Entry", settings: Settings
-) -> tuple[dict[str, object], str]:
-    """The field `cache` that a quality means, empty for none; and what to say of it.
+    quality: str | None, fields: Mapping[str, object], entry: "Entry", settings: Settings
+) -> tuple[dict[str, object], str, str]:
+    """The field `cache` that a quality means, empty for none; what to say of it; and a warning where the request is not
+    what was measured.
 
     Raises:
         RequestError: beside `--cache`, for no number, and for a model that was not calibrated at these steps.
     """
+    if quality is None:
+        return {}, "", ""
     if "cache" in fields:
         raise RequestError("quality", quality, "usable with --cache", "give one of them")
     if parse_quality(quality) is None:
-        return {}, ""
+        return {}, "", ""
     from gesso.engine.device import check_device, default_device
     from gesso.engine.loading import load_planner
     from gesso.engine.loading.weights_digest import weights_digest
@@ -182,11 +189,15 @@ def cache_of_quality(
     if every and not points:
         hint = f"what is known is of other weights or another machine; first: {_command(entry.name, settings)}"
         raise RequestError("quality", quality, f"known for {entry.name}, as it is here", hint)
-    point = pick(points, quality, model=entry.name, steps=plan.steps)
+    point = pick(points, quality, model=entry.name, steps=plan.steps, asked=plan.request.steps)
     if point is None:
         best = max(point.ssim for point in caches_at(points, plan.steps))
-        return {}, f"no cache: none is faster and that close at {plan.steps} steps; the closest is {best:.4f} (SSIM)"
-    return {"cache": point.cache}, _line(point, points).strip()
+        said = f"no cache: none is faster and that close at {plan.steps} steps; the closest is {best:.4f} (SSIM)"
+        return {}, said, ""
+    cached = planner.plan(parse_request({**fields, "prompt": "any", "cache": point.cache}))
+    differs = unlike(point, cached.request)
+    warning = f"the cache was {differs}: expect another speed and likeness" if differs else ""
+    return {"cache": point.cache}, _line(point, points).strip(), warning
 
 
 def _command(model: str, settings: Settings) -> str:

@@ -161,7 +161,7 @@ def generate(
     settings = machine_settings({"output": output, **machine})
     check_template(name)
     fields, entry = _checked_fields(options)
-    cache, chosen_cache = cache_of_quality(quality, fields, entry, settings) if quality is not None else ({}, "")
+    cache, chosen_cache, unlike = cache_of_quality(quality, fields, entry, settings)
     chosen = _chosen_format(format, entry, file_quality)
     requests = [parse_request({**fields, **cache, "prompt": text}) for text in read_prompts(prompt)]
     check_likeness(min_likeness, tries, requests[0].identity)
@@ -169,6 +169,8 @@ def generate(
     with View(silent=as_json or quiet) as view:
         if chosen_cache:
             view.line(chosen_cache)
+        if unlike:
+            view.warn(unlike)
         tasks, command = _left_to_do(requests, folder, view, videos=chosen is Format.MP4, resume=resume)
         destination = Destination(
             folder=folder,

@@ -17,7 +17,7 @@ from gesso.devices import CPU
 from gesso.engine.accounts import Pace
 from gesso.engine.device import free_bytes, release_memory
 from gesso.errors import FileError, OutOfMemoryError, RequestError
-from gesso.fronts import Point, expected, read_points
+from gesso.fronts import Point, expected, measured, read_points
 from gesso.pipelines.contract import Pipeline, Plan
 from gesso.settings import load_settings
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from gesso.caching.attach import Attached
     from gesso.caching.policy_choice import Policy
+    from gesso.request import GenerationRequest
 
 SMALLER = ("--cache with granularity=trunk", "with offload=true", "without it")
 _READABLE = ("", "sdpa", "math", "cudnn")
@@ -125,7 +126,7 @@ def _warnings(pipeline: Pipeline, policy: Policy, plan: Plan, settings: CacheSet
             f"{name} is distilled to few steps, too far apart to be forecast from one another: the cache leaves out at "
             f"most {forecast} of {plan.steps}, and the picture loses what these would have drawn; better without it"
         )
-    elif policy.adapts and expected(_points(pipeline, name), settings, plan.steps) is None:
+    elif policy.adapts and not measured(_points(pipeline, name), settings, plan.steps):
         asked = spelled(plan.request.cache or settings)
         yield (
             f"what {asked} saves and costs on {name} at {plan.steps} steps was not measured; first: "
@@ -149,7 +150,6 @@ class _Shared:
     """
 
     attached: Attached
-    settings: CacheSettings
     points: list[Point]
     pictures: set[Cached] = field(default_factory=set)
     full: Pace = field(default_factory=Pace)
@@ -160,6 +160,14 @@ class _Shared:
         """What a forecast step takes of a full one; 1 before both were seen."""
         full, forecast = self.full.of(1, 1), self.forecast.of(1, 1)
         return min(forecast / full, 1.0) if full and forecast is not None else 1.0
+
+    def outlook(self, step: int, of: int) -> float:
+        """What a picture's steps from this one on will take, as a share of as many full ones; at most, where open."""
+        policy, left = self.attached.policy, of - step
+        if not left or policy.adapts:
+            return 1.0
+        forecast = left - policy.full_steps(of, since=step)
+        return 1 - (1 - self.share) * forecast / left
 
 
 class Caches:
@@ -184,9 +192,15 @@ class Caches:
             network = _network_of(self._pipeline)
             assert network is not None and plan.shape is not None
             points = _points(self._pipeline, plan.request.model)
-            self._shared[settings] = _Shared(attach(network, settings), settings, points)
+            self._shared[settings] = _Shared(attach(network, settings), points)
         assert plan.shape is not None
-        return Cached(self._shared[settings], plan.shape.grid)
+        return Cached(self._shared[settings], plan.request, plan.shape.grid)
+
+    def outlook(self, plan: Plan) -> float:
+        """What a picture of this plan, not yet begun, will take of one without a cache; 1 before its cache was seen."""
+        settings = plan.request.cache
+        shared = None if settings is None else self._shared.get(settings)
+        return 1.0 if shared is None else shared.outlook(0, plan.steps)
 
     def detach(self) -> None:
         """Take everything off: the network is as it was."""
@@ -221,14 +235,18 @@ class Cached:
         record: what its steps came to, for the picture's metadata; there once it has ended.
     """
 
-    def __init__(self, shared: _Shared, grid: tuple[int, int]) -> None:
-        self._shared, self._grid = shared, grid
+    def __init__(self, shared: _Shared, request: GenerationRequest, grid: tuple[int, int]) -> None:
+        self._shared, self._request, self._grid = shared, request, grid
         self.record: dict[str, object] = {}
         shared.pictures.add(self)
 
     def decision(self, step: int, of: int) -> Hashable:
         """What the step will do. Pictures may share it whose decisions are equal."""
-        return id(self.attached), self.attached.begin_step(self, step, of, grid=self._grid)
+        attached = self.attached
+        decision = attached.begin_step(self, step, of, grid=self._grid)
+        # What shares a call is computed together: a branch that begins late must not do that to another's forecast.
+        begun = () if decision.full else attached.store.branches(self)
+        return id(attached), decision, begun
 
     def charged(self, flops: int, seconds: float) -> int:
         """Of a step's FLOPs those that it is charged, once it is done: for a forecast the share that it took."""
@@ -238,11 +256,7 @@ class Cached:
 
     def outlook(self, step: int, of: int) -> float:
         """What the steps from this one on will take, as a share of as many full ones; at most, where that is open."""
-        policy, left = self.attached.policy, of - step
-        if not left or policy.adapts:
-            return 1.0
-        forecast = left - policy.full_steps(of, since=step)
-        return 1 - (1 - self._shared.share) * forecast / left
+        return self._shared.outlook(step, of)
 
     def end(self) -> None:
         """Free all that is kept for it. Nothing happens the second time."""
@@ -250,14 +264,14 @@ class Cached:
             return
         attached = self.attached
         if self in attached.runs:
-            taken, measured = attached.taken(self), attached.measured(self)
-            drift = expected(self._shared.points, self._shared.settings, len(taken))
+            taken, errors = attached.taken(self), attached.measured(self)
+            drift = expected(self._shared.points, self._request, len(taken))
             self.record = {
                 "steps": taken,
                 "computed": taken.count("F"),
                 "forecast": taken.count("T"),
                 "bytes": attached.store.bytes(self),
-                **({"measured": {str(step): round(value, 6) for step, value in measured.items()}} if measured else {}),
+                **({"measured": {str(step): round(value, 6) for step, value in errors.items()}} if errors else {}),
                 **({"expected": drift} if drift is not None else {}),
             }
         attached.free(self)

@@ -340,7 +340,8 @@ class Model:
             left = run.job.submitted + run.job.deadline - now
             rounds = math.ceil(len(run.waiting) / (1 if run.alone else self.places.now))
             rows = [row for row in self.rows if row.run is run]
-            flops = max((row.left for row in rows), default=0) + rounds * whole(run.plan.cost.flops)
+            picture = whole(whole(run.plan.cost.flops) * self.caches.outlook(run.plan))
+            flops = max((row.left for row in rows), default=0) + rounds * picture
             steps = max((row.state.remaining for row in rows), default=0) + rounds * run.plan.steps
             work = self.pace.of(flops, steps)
         return Claim(

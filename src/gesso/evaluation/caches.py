@@ -18,13 +18,13 @@ from torch import Tensor
 
 from gesso.cache_settings import parse_cache, spelled
 from gesso.devices import CPU
-from gesso.engine.caches import Cached, Caches, calling, check_room
+from gesso.engine.caches import Cached, Caches, calling, check_room, computed_steps
 from gesso.engine.device import settle
 from gesso.engine.planning import planned
 from gesso.errors import OutOfMemoryError, RequestError
 from gesso.evaluation.closeness import psnr, relative_error, ssim
 from gesso.evaluation.lpips import Lpips, lpips
-from gesso.fronts import Point, alike
+from gesso.fronts import Point, alike, painted_with
 from gesso.pipelines.contract import Pipeline, without_breaths
 from gesso.request import GenerationRequest, parse_request
 from gesso.sampling.flow import EULER, STOCHASTIC
@@ -106,6 +106,11 @@ class Bench:
             self._plain = self.paint_all()
         return self._plain
 
+    @property
+    def painted(self) -> tuple[str, ...]:
+        """What every picture is painted with, as points note it."""
+        return painted_with(self.pipeline.plan(self.requests[0]).request)
+
     def paint_all(
         self,
         cache: str = "",
@@ -179,6 +184,8 @@ class Bench:
         return Point(
             cache=cache,
             steps=len(trials[0].taken),
+            reference=steps,
+            painted=self.painted,
             computed=statistics.fmean(trial.taken.count("F") for trial in trials),
             speed=round(statistics.median(steps * one.full / sum(one.seconds) for one in trials), 3),
             psnr=round(statistics.fmean(psnr(*both) for both in frames), 2),
@@ -232,41 +239,49 @@ def _asked(pipeline: Pipeline, pictures: int) -> tuple[list[str], list[shapes.Qu
 
 def calibrate(
     bench: Bench,
-    grid: Sequence[str],
+    caches: Sequence[str],
     have: Sequence[Point],
     known: dict[str, str],
 ) -> Iterator[Point]:
-    """Measure what is not measured yet, one cache after the other: yields each point.
-
-    Caches that the model or its steps cannot take are left out. `known` are the point's fields of weights and machine.
+    """Measure what is not measured yet, fewer steps and then these caches, as `fitting` or `usable` found them: yields
+    each point. `known` are its fields of weights and machine.
     """
     steps = bench.pipeline.plan(bench.requests[0]).steps
-    enough = [point for point in alike(have, known) if point.pictures >= len(bench.requests)]
-    there = {(point.cache, point.steps) for point in enough}
+    same = [point for point in alike(have, known) if (point.reference, point.painted) == (steps, bench.painted)]
+    there = {(point.cache, point.steps) for point in same if point.pictures >= len(bench.requests)}
     for fewer in dict.fromkeys(max(1, round(share * steps)) for share in PLAIN_SHARES):
         if ("", fewer) not in there:
             yield bench.point(bench.paint_all(steps=fewer), "", **known)
-    for cache in fitting(bench, grid):
+    for cache in caches:
         if (cache, steps) not in there:
             yield bench.point(bench.paint_all(cache), cache, **known)
 
 
-def fitting(bench: Bench, grid: Sequence[str]) -> list[str]:
-    """Those of the grid that forecast anything here and have room, blanks filled, each once. Tells the bench of those
-    that have none.
+def usable(bench: Bench, caches: Sequence[str]) -> list[str]:
+    """These caches, blanks filled, each once. Raises RequestError for the first that the model or its steps cannot take
+    or that forecasts nothing here, and OutOfMemoryError for one that has no room.
     """
     found: dict[str, None] = {}
-    for cache in grid:
+    for cache in caches:
         request = bench.requests[0].model_copy(update={"cache": parse_cache(cache)})
+        plan = planned(bench.pipeline, request, attention=bench.attention)
+        check_room(plan, bench.device, Caches(bench.pipeline))
+        if computed_steps(plan) == plan.steps:
+            hint = f"all {plan.steps} steps are computed; take more steps, or a smaller warmup"
+            raise RequestError("cache", cache, f"of any effect at {plan.steps} steps", hint)
+        assert plan.request.cache is not None
+        found[spelled(plan.request.cache)] = None
+    return list(found)
+
+
+def fitting(bench: Bench, grid: Sequence[str]) -> list[str]:
+    """Those of the grid that are usable here, likewise. Tells the bench of those that have no room."""
+    found: dict[str, None] = {}
+    for cache in grid:
         try:
-            plan = planned(bench.pipeline, request, attention=bench.attention)
-            check_room(plan, bench.device, Caches(bench.pipeline))
+            found |= dict.fromkeys(usable(bench, [cache]))
         except RequestError:
             continue
         except OutOfMemoryError as error:
             bench.told(f"left out: {cache}: {error}")
-            continue
-        assert plan.request.cache is not None
-        if not any("cache has no effect" in warning for warning in plan.warnings):
-            found[spelled(plan.request.cache)] = None
     return list(found)

@@ -25,6 +25,7 @@ from gesso.pipelines.planning import (
     quoted,
     scheduler_of,
     seed_or_drawn,
+    swapped_scheduler,
     text_networks,
     unknown_words,
     untrained_size,
@@ -92,6 +93,7 @@ class FluxPlanner:
         warnings = (*self._size_warnings(filled), *self._guidance_warnings(request, true_guidance))
         if filled.identity is not None and self._guest is not None:
             warnings += self._guest.warnings(filled, evaluations)
+        warnings += swapped_scheduler(request, filled, self.defaults.scheduler)
         unused = without_effect(request, _UNUSED, self.name, paints_people=self._guest is not None)
         return Plan(
             request=filled,

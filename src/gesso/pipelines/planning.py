@@ -114,6 +114,16 @@ def scheduler_of(request: GenerationRequest, default: str) -> str:
     return value_or(request.scheduler, own)
 
 
+def swapped_scheduler(request: GenerationRequest, filled: GenerationRequest, default: str) -> tuple[str, ...]:
+    """A warning where a step cache has another scheduler paint than the model's own: that is another picture."""
+    if request.scheduler is not None or filled.scheduler == default:
+        return ()
+    return (
+        f"{filled.scheduler} paints in place of {default}, the model's own, which no cache forecasts: expect another "
+        f"picture than without a cache, and perhaps a worse one; scheduler={filled.scheduler} says that it is wanted",
+    )
+
+
 def check_cached(filled: GenerationRequest) -> None:
     """Refuse a step cache where steps draw fresh noise: pictures would be 2 to 17 dB away (RequestError)."""
     if filled.cache is not None and filled.scheduler == STOCHASTIC:

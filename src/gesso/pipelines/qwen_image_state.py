@@ -64,5 +64,16 @@ class QwenImageState(TokenState):
 
     @property
     def batch_key(self) -> Hashable:
-        """The network takes a time a sample and texts of any length: pictures of one size step together."""
-        return (self.size, self.doubled)
+        """The network takes a time a sample and texts of any length: pictures of one size step together.
+
+        A step cache below the trunk keeps features of the text, padded like it; they serve it only at its own length.
+        """
+        cache = self.request.cache
+        padded_alike = None if cache is None or cache.granularity == "trunk" else self._text_lengths
+        return (self.size, self.doubled, padded_alike)
+
+    @property
+    def _text_lengths(self) -> tuple[int, ...]:
+        """Of the texts that this evaluation reads."""
+        negative = self.conditioning.negative_TE if self.doubled else None
+        return tuple(len(text_TE) for text_TE in (self.conditioning.prompt_TE, negative) if text_TE is not None)

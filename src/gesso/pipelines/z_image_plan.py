@@ -28,6 +28,7 @@ from gesso.pipelines.planning import (
     picture_size,
     scheduler_of,
     seed_or_drawn,
+    swapped_scheduler,
     text_networks,
     unknown_words,
     untrained_size,
@@ -254,7 +255,8 @@ class ZImagePlanner:
         if request.negative and not guided:
             found.append("negative has no effect unless guidance is above 1")
         unused = (*_UNUSED, "init_strength") if defaults.editing else _UNUSED
-        return (*found, *without_effect(request, unused, self.name))
+        swapped = swapped_scheduler(request, filled, defaults.scheduler)
+        return (*found, *swapped, *without_effect(request, unused, self.name))
 
     # ---- cost -------------------------------------------------------------------------------------------------------
 

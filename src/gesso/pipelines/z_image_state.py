@@ -154,8 +154,11 @@ class ZImageState:
 
     @property
     def batch_key(self) -> Hashable:
-        """Any pictures may step together: the network takes a time, a size and a prompt of its own for each."""
-        return "z-image"
+        """Any pictures may step together: the network takes a time, a size and a prompt of its own for each.
+
+        With a step cache only those that are guided alike: a negative that begins late has its whole call computed.
+        """
+        return ("z-image", None if self.request.cache is None else self.guided)
 
     def estimate(self) -> Tensor:
         """About what the latent becomes: where the last step pointed."""

@@ -146,9 +146,25 @@ def test_a_branch_that_begins_late_is_computed_first() -> None:
     attached = attach(network, CacheSettings(policy="lite", interval=4, warmup=1))
     paint(attached, call_flux, [1], range(1))
     attached.begin_step(1, 1, STEPS)
-    with attached.call([1]), branch(NEGATIVE):
-        late = call_flux(network, [1], time_of(1))
+    with attached.call([1]):
+        call_flux(network, [1], time_of(1))
+        with branch(NEGATIVE):
+            late = call_flux(network, [1], time_of(1))
     torch.testing.assert_close(late, call_flux(network, [1], time_of(1)))
+    assert attached.taken(1) == "FF"
+
+
+def test_a_late_branch_is_no_full_step_to_a_policy_that_counts_them() -> None:
+    settings = CacheSettings(policy="first_block", warmup=1, threshold=1e9, max_skips=2)
+    attached = attach(flux(), settings)
+    paint(attached, call_flux, [1], range(1))
+    attached.begin_step(1, 1, STEPS)
+    with attached.call([1]):
+        call_flux(attached.network, [1], time_of(1))
+        with branch(NEGATIVE):
+            call_flux(attached.network, [1], time_of(1))
+    paint(attached, call_flux, [1], range(2, 4))
+    assert attached.taken(1) == "FFTF"  # the prompt was forecast twice in a row
 
 
 @pytest.mark.parametrize(("granularity", "expected"), [("trunk", [False, True, False]), ("module", [False] * 3)])
@@ -244,6 +260,7 @@ def test_inputs_of_another_shape_are_computed() -> None:
         cache.begin_step("run", 1, STEPS)
     with attached.call(["run"]):
         output = call_flux(network, [1, 2], time_of(1))  # two rows of one run
+    assert attached.taken("run") == "FF"
     torch.testing.assert_close(output, call_flux(network, [1, 2], time_of(1)))
     assert attached.store.restarts > 0
     with pytest.raises(RunError, match="strict_shapes"), strict.call(["run"]):
@@ -349,8 +366,7 @@ def test_video_forecasts_the_trunk_unless_told_otherwise() -> None:
     assert check(flux(), CacheSettings(policy="taylorseer"), STEPS).settings.granularity == "module"
 
 
-def _same_as_plain(network: nn.Module) -> None:
-    settings = CacheSettings(policy="taylorseer", granularity="block", interval=3, warmup=1, order=0)
+def _same_as_plain(network: nn.Module, settings: CacheSettings) -> None:
     expected = paint(attach(flux(), settings), call_flux, [1], range(5))
     attached = attach(network, settings)
     for output, wanted in zip(paint(attached, call_flux, [1], range(5)), expected, strict=True):
@@ -359,17 +375,30 @@ def _same_as_plain(network: nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_keep_running_compiled() -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_compiled_blocks_paint_the_same(policy: PolicyName) -> None:
+    torch.compiler.reset()  # else what earlier tests compiled counts towards its limit
     network = flux()
     for block in (*network.transformer_blocks, *network.single_transformer_blocks):  # pyright: ignore
         block.compile(backend="eager")  # pyright: ignore
-    _same_as_plain(network)
+    _same_as_plain(network, CacheSettings(policy=policy, **POLICIES[policy]))
+
+
+def test_scores_are_seen_in_compiled_blocks() -> None:
+    torch.compiler.reset()
+    network = flux()
+    network.transformer_blocks[0].compile(backend="eager")  # pyright: ignore
+    attached = attach(network, CacheSettings(policy="toca", interval=2, warmup=1))
+    paint(attached, call_flux, [1], range(1))
+    score = attached.store.get(1, PROMPT, "transformer_blocks.0:score:image")
+    assert score is not None and score.shape == (1, ROWS * ROWS)
 
 
 def test_offloaded_modules_come_when_they_are_called() -> None:
     network, device = flux(), torch.device("cpu")
     apply_group_offloading(network, onload_device=device, offload_device=device, offload_type="leaf_level")
-    _same_as_plain(network)
+    settings = CacheSettings(policy="taylorseer", granularity="block", interval=3, warmup=1, order=0)
+    _same_as_plain(network, settings)
 
 
 def test_over_an_adapter_the_adapters_outputs_are_kept() -> None:

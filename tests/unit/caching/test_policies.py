@@ -117,6 +117,10 @@ def test_an_order_that_is_asked_for_must_be_reached(cache: str, steps: int, reac
         ("speca:min_skips=9", "cache.min_skips 9 is not at most max_skips, 8"),
         ("residual:granularity=block,front_blocks=-1", "cache.front_blocks"),
         ("first_block:threshold=nan", "cache.threshold"),
+        ("first_block:front_blocks=0", "cache.front_blocks 0 is not at least 1; first_block looks at"),
+        ("accumulated:front_blocks=0", "cache.front_blocks 0 is not at least 1; accumulated looks at"),
+        ("taylorseer:hybrid=true", "cache.hybrid True is not usable without smoothing; add smoothing=exponential"),
+        ("taylorseer:alpha=0.5", "cache.alpha 0.5 is not usable without smoothing; add smoothing=exponential"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(text: str, words: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from gesso.engine import Engine, caches
 from gesso.engine.caches import Caches, computed_steps
+from gesso.engine.flight import Model, Run
+from gesso.engine.job import Job
+from gesso.engine.places import Places
 from gesso.engine.planning import planned
 from gesso.errors import OutOfMemoryError, RequestError
 from gesso.pipelines.flux_state import FluxDefaults
 from gesso.request import GenerationRequest
+from tests import tiny_z_image
 from tests.tiny_flux import tiny_pipeline
 from tests.unit.engine.turns import Turns
 
@@ -113,6 +119,35 @@ def test_a_forecast_step_is_charged_the_share_of_a_full_one_that_it_took() -> No
     assert charges == [1000, 250, 250, 250, 1000]
     assert cached.outlook(5, 8) == pytest.approx(0.25) and cached.outlook(0, 8) == pytest.approx(1 - 0.75 * 6 / 8)
     cached.end()
+
+
+def test_a_branch_that_begins_late_is_nobody_elses() -> None:
+    """Z-Image has all branches of all pictures in one call, which is computed as a whole."""
+    ways: tuple[tuple[float, ...], ...] = ((5.0,) * 8, (1.0,) * 8, (1.0,) * 5 + (5.0,) * 3)
+    turns = Turns(tiny_z_image.tiny_pipeline())
+    one = ask("lite:interval=4,warmup=1", steps=8).model_copy(update={"model": "0"})
+    jobs = [turns.submit(one.model_copy(update={"guidance": way})) for way in ways]
+    turns.finish(*jobs)
+    records = [job.result(timeout=1)[0].metadata["cache"] for job in jobs]
+    assert [record["steps"] for record in records] == ["FTTTFTTT", "FTTTFTTT", "FTTTFFTT"]  # type: ignore[index]
+
+
+def test_a_deadline_counts_on_the_cache_of_what_has_not_begun() -> None:
+    pipeline = tiny_pipeline()
+    model = Model(pipeline=pipeline, number=0, places=Places(most=1))
+    plan = planned(pipeline, ask("lite:interval=4,warmup=1", steps=8))
+    job = Job(plan.request, preview_every=0, when_cancelled=lambda job: None, deadline=60.0)
+    run = Run(job=job, model=model, plan=plan, waiting=deque([0, 1]))
+    model.pace.saw(4.0, int(plan.cost.flops))
+    assert model.claim(run, job.submitted, 0).work == pytest.approx(2 * 4.0)  # nothing has been seen of its cache
+    cached = model.caches.begin(plan)
+    assert cached is not None
+    for step, seconds in enumerate((2.0, 0.5)):
+        cached.decision(step, 8)
+        with caches.calling([cached]):
+            pass
+        cached.charged(1000, seconds)
+    assert model.claim(run, job.submitted, 0).work == pytest.approx(2 * 4.0 * (1 - 0.75 * 6 / 8), rel=1e-3)
 
 
 def test_the_plan_is_worked_off_whatever_is_charged() -> None:

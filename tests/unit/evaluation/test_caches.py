@@ -17,9 +17,22 @@ from gesso.cli import app
 from gesso.engine.loading import load_pipeline
 from gesso.engine.loading.weights_digest import weights_digest
 from gesso.errors import FileError, RequestError
-from gesso.evaluation.caches import PROMPTS, Bench, bench_of, calibrate, fitting
+from gesso.evaluation.caches import PROMPTS, Bench, bench_of, calibrate, fitting, usable
 from gesso.evaluation.closeness import SAME_PSNR, psnr, relative_error, ssim
-from gesso.fronts import Point, caches_at, expected, keep_point, losing, pareto_front, path_of, pick, read_points
+from gesso.fronts import (
+    Point,
+    caches_at,
+    expected,
+    keep_point,
+    losing,
+    painted_with,
+    pareto_front,
+    path_of,
+    pick,
+    read_points,
+    unlike,
+    with_point,
+)
 from gesso.metadata import read_record
 from gesso.models.word_encoder import WordEncoder, WordEncoderConfig
 from gesso.models.word_features import FluxWordFeatures
@@ -36,9 +49,12 @@ KNOWN = {"digest": "none", "device": "cpu", "dtype": "float32", "hardware": "any
 CACHE = "lite:interval=3,order=1,warmup=2,granularity=trunk"
 
 
-def point(cache: str, speed: float, ssim: float, steps: int = 8, computed: float = 4) -> Point:
+def point(
+    cache: str, speed: float, ssim: float, steps: int = 8, computed: float = 4, reference: int | None = None
+) -> Point:
     rest = {"psnr": 30.0, "latent": 0.1, "score": None, "score_without": None, "pictures": 2}
-    return Point(cache=cache, steps=steps, computed=computed, speed=speed, ssim=ssim, **rest, **KNOWN)  # pyright: ignore
+    rest |= {"steps": steps, "reference": steps if reference is None else reference, "computed": computed}
+    return Point(cache=cache, speed=speed, ssim=ssim, **rest, **KNOWN)  # pyright: ignore
 
 
 def bench() -> Bench:
@@ -59,8 +75,9 @@ def test_distances_known_by_hand() -> None:
 def test_fronts_and_what_a_quality_picks() -> None:
     points = [point("lite", 3, 0.9), point("lite:interval=2", 2, 0.97), point("residual", 2.5, 0.8)]
     assert [one.cache for one in pareto_front(points)] == ["lite:interval=2", "lite"]
-    plain = point("", 3.5, 0.95, steps=2, computed=2)
+    plain = point("", 3.5, 0.95, steps=2, computed=2, reference=8)
     assert losing(points[0], [*points, plain]) and not losing(points[1], [*points, plain])
+    assert not losing(points[0], [*points, replace(plain, reference=20)])  # relative to another picture
     assert pick(points, "0.95", model="m", steps=8) == points[1]
     assert pick(points, "0.5", model="m", steps=8) == points[0]
     assert pick([point("lite", 0.8, 0.99)], "0.5", model="m", steps=8) is None  # slower than without
@@ -69,6 +86,8 @@ def test_fronts_and_what_a_quality_picks() -> None:
     assert pick([*points, idle], "0.99", model="m", steps=8) is None and caches_at([*points, idle], 8) == points
     with pytest.raises(RequestError, match="first: gesso calibrate m --steps 9; or take 8 steps, which were measured"):
         pick(points, "0.5", model="m", steps=9)
+    with pytest.raises(RequestError, match=r"first: gesso calibrate m --steps 4$"):  # half of 8, by a given picture
+        pick(points, "0.5", model="m", steps=4, asked=8)
     with pytest.raises(RequestError, match="a number from 0 to 1, or exact"):
         pick(points, "best", model="m", steps=8)
 
@@ -101,21 +120,50 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     grid = [CACHE, "taylorseer:order=3,mask=10", "lite:warmup=8"]  # the last two cannot be had at 8 steps
     whole = bench()
     assert fitting(whole, grid) == [CACHE]
-    for count, one in enumerate(calibrate(whole, grid, [], KNOWN), 1):
+    caches = fitting(whole, grid)
+    for count, one in enumerate(calibrate(whole, caches, [], KNOWN), 1):
         keep_point(tmp_path, "tiny", one)
         if count == 3:
             break
     have = read_points(tmp_path, "tiny")
     assert len(have) == 3
-    have += calibrate(bench(), grid, have, KNOWN)
+    have += calibrate(bench(), caches, have, KNOWN)
     assert len(have) == 5
-    assert list(calibrate(bench(), grid, have, KNOWN)) == []
-    assert len(list(calibrate(bench(), grid, have, {**KNOWN, "digest": "other"}))) == 5
+    assert list(calibrate(bench(), caches, have, KNOWN)) == []
+    assert len(list(calibrate(bench(), caches, have, {**KNOWN, "digest": "other"}))) == 5
     cached = have[-1]
     assert (cached.cache, cached.steps, cached.computed, cached.pictures) == (CACHE, 8, 4, 2)
     assert cached.ssim < 1 and cached.psnr < SAME_PSNR and cached.latent > 0
-    settings = cached.settings
-    assert settings is not None and expected(have, settings, 8) == cached.drift and expected(have, settings, 9) is None
+    request = whole.pipeline.plan(whole.requests[0].model_copy(update={"cache": cached.settings})).request
+    assert expected(have, request, 8) == cached.drift and expected(have, request, 9) is None
+    assert not unlike(cached, request)
+    other = request.model_copy(update={"guidance": 12.0, "init_image": "a.png"})
+    assert expected(have, other, 8) is None
+    assert unlike(cached, other) == (
+        "measured with 64x64, scheduler euler, guidance 3.5, true_guidance 1; this request has guidance 12, init_image"
+    )
+
+
+def test_calibrations_at_other_steps_do_not_count() -> None:
+    """Speed and likeness of fewer steps are relative to the steps of their own calibration."""
+    four = bench()
+    four.requests = [request.model_copy(update={"steps": 4}) for request in four.requests]
+    have = list(calibrate(four, [], [], KNOWN))
+    assert [(one.steps, one.reference) for one in have] == [(3, 4), (2, 4), (1, 4)]
+    added = list(calibrate(bench(), [], have, KNOWN))
+    assert [(one.steps, one.reference) for one in added] == [(6, 8), (4, 8), (3, 8), (2, 8)]
+    kept = [*have]
+    for one in added:
+        kept = with_point(kept, one)
+    assert kept == [*have, *added]
+
+
+def test_a_cache_that_was_named_has_to_be_usable() -> None:
+    assert usable(bench(), ["lite:interval=3,warmup=2,order=1"]) == [CACHE]
+    with pytest.raises(RequestError, match=r"cache\.order 3 is not at most"):
+        usable(bench(), [CACHE, "taylorseer:order=3,interval=4"])
+    with pytest.raises(RequestError, match='"lite:warmup=8" is not of any effect at 8 steps; all 8 steps are computed'):
+        usable(bench(), ["lite:warmup=8"])
 
 
 def test_what_has_no_room_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +229,22 @@ def test_old_lists_without_lpips_are_read(tmp_path: Path) -> None:
     assert replace(one, lpips=0.1).drift["lpips"] == 0.1
 
 
+def test_old_lists_without_references_are_read(tmp_path: Path) -> None:
+    """A cache's reference had its own steps; that of fewer plain steps nobody knows, so they are measured again."""
+    cached = point("lite", 2, 0.9)
+    for one in (cached, point("", 3, 0.8, steps=2, reference=8)):
+        keep_point(tmp_path, "tiny", one)
+    path = path_of(tmp_path, "tiny")
+    data = json.loads(path.read_text())
+    for row in data["points"]:
+        del row["reference"], row["painted"]
+    path.write_text(json.dumps(data))
+    assert read_points(tmp_path, "tiny") == [cached]
+    request = tiny_pipeline().plan(GenerationRequest(prompt="a red star", steps=8, cache=cached.settings)).request
+    assert expected([cached], request, 8) is None and painted_with(request)
+    assert unlike(cached, request).startswith("measured with settings that were not noted; this request has 64x64")
+
+
 def test_a_broken_list_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     path = path_of(tmp_path, "flux-nano")
     path.parent.mkdir()
@@ -194,18 +258,13 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GESSO_HOME", str(tmp_path))
-    command = [
-        "calibrate",
-        "flux-nano",
-        "--steps",
-        "6",
-        "--pictures",
-        "1",
-        "--cache",
-        "lite:interval=2,warmup=2,order=0",
-    ]
+    cache = "lite:interval=2,warmup=2,order=0"
+    command = ["calibrate", "flux-nano", "--steps", "6", "--pictures", "1", "--cache", cache]
     assert app.run(command) == 0
-    assert "lite:interval=2,order=0" in capsys.readouterr().out
+    assert "6 steps, 64x64, scheduler euler, guidance" in (said := capsys.readouterr().out)
+    assert "lite:interval=2,order=0" in said
+    assert app.run([*command[:-1], "taylorseer:mask=110"]) == 2
+    assert "cache.mask 3 is not one value for each of 6 steps" in capsys.readouterr().err
     paint = [
         "generate",
         "a red star",
@@ -221,7 +280,10 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
     (measured,) = [one for one in read_points(tmp_path, "flux-nano") if one.cache]
     keep_point(tmp_path, "flux-nano", replace(measured, speed=1.5))  # whatever a busy machine measured
     assert app.run([*paint, "--quality", "0"]) == 0
-    record = read_record(Path(capsys.readouterr().out.strip()))
+    told = capsys.readouterr()
+    assert "warning: euler paints in place of euler-stochastic, the model's own" in told.err
+    assert "the cache was measured" not in told.err
+    record = read_record(Path(told.out.strip()))
     assert record.request.cache is not None and record.request.cache.order == 0
     cached = record.data["cache"]
     assert (
@@ -229,6 +291,11 @@ def test_calibrated_on_the_command_line_and_picked_by_quality(
         and cached["steps"] == "FFTFTF"
         and set(cached["expected"]) == {"psnr", "ssim", "latent"}
     )
+    assert app.run([*paint, "--quality", "0", "--guidance", "12"]) == 0
+    told = capsys.readouterr()
+    assert "warning: the cache was measured with 64x64, scheduler euler" in told.err and "has guidance 12" in told.err
+    elsewise = read_record(Path(told.out.strip())).data["cache"]
+    assert isinstance(elsewise, dict) and "expected" not in elsewise
     assert app.run([*paint, "--quality", "1"]) == 0
     told = capsys.readouterr()
     assert "no cache: none is faster and that close at 6 steps; the closest is 0." in told.err
