@@ -75,12 +75,12 @@ def infinity_nano_on_policy() -> Recipe:
     given = {field.name: getattr(base.settings, field.name) for field in fields(base.settings)}
     given |= {"start_from": f"runs/{base.name}/export", "flip_scales": 8, "score_prompts": 60}
     guidance = (2.5,) * 4 + (2.0,) + (1.6,) * 2 + (2.0,)
-    revised = {"revisions": 2, "revision_strength": 0.25}
+    revised = {"revisions": 1, "revision_strength": 0.25}
     given["generation"] = (("guidance", guidance), ("temperature", 0.1), *revised.items())
     loop = replace(base.loop, steps=2000, batch=12, learning_rate=4e-4, warmup=60, average_decay=0.998)
     return Recipe(
         name="infinity-nano-on-policy",
         make=InfinityOnPolicyTask,
-        settings=InfinityOnPolicySettings(**given, paint_every=4, guidances=(1.0, 1.5, 2.5), revisions=2),
+        settings=InfinityOnPolicySettings(**given, paint_every=4, guidances=(1.0, 1.5, 2.5), revisions=1),
         loop=replace(loop, evaluate_every=400, checkpoint_every=200),
     )
