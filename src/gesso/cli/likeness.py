@@ -37,7 +37,7 @@ def check_likeness(least: float | None, tries: int | None, identity: Identity | 
 
 def paint_alike(
     engine: "Engine", requests: Sequence[GenerationRequest], view: View, least: float | None, tries: int | None
-) -> Iterator[Result | RejectedError]:
+) -> Generator[Result | RejectedError]:
     """As `paint_most`; of each request the first try that is at least so alike, else the best of all tries.
 
     A later try has another seed, which its record names. Without `least` every first try is taken. Where a later try
