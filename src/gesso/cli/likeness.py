@@ -38,7 +38,8 @@ def check_likeness(least: float | None, tries: int | None, identity: Identity | 
 def paint_alike(
     engine: "Engine", requests: Sequence[GenerationRequest], view: View, least: float | None, tries: int | None
 ) -> Generator[Result | RejectedError]:
-    """As `paint_most`; of each request the first try that is at least so alike, else the best of all tries.
+    """The picture of each request, in order, or that it is rejected: the first try that is at least so alike, else the
+    best of all tries.
 
     A later try has another seed, which its record names. Without `least` every first try is taken. Where a later try
     fails, the best picture so far is yielded, what else is finished without a gap, and then the error is raised.

@@ -24,23 +24,19 @@ _BEFORE_OTHERS = 1  # a priority; 0 is everybody's
 
 
 def paint(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result]:
-    """As `paint_most`, but a picture that the safety checker rejects raises its RejectedError."""
-    for painted in paint_most(engine, requests, view):
-        if isinstance(painted, RejectedError):
-            raise painted
-        yield painted
+    """Yields the picture of each request, in order. Each asks for one.
 
-
-def paint_most(engine: "Engine", requests: Iterable[GenerationRequest], view: View) -> Iterator[Result | RejectedError]:
-    """Yields the picture of each request, in order, or that the safety checker rejects it. Each request asks for one.
-
-    As `paint_placed`, but one that comes after a gap is left out: who counts these must not take it for another.
+    As `paint_placed`, but one that comes after a gap is left out: who counts these must not take it for another. A
+    picture that the safety checker rejects raises its RejectedError.
     """
     expected = 0
     for place, painted in paint_placed(engine, requests, view):
-        if place == expected:
-            expected += 1
-            yield painted
+        if place != expected:
+            continue
+        if isinstance(painted, RejectedError):
+            raise painted
+        expected += 1
+        yield painted
 
 
 def paint_again(

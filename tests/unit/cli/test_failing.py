@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from gesso.cli.painting import paint_most, paint_placed
+from gesso.cli.painting import paint, paint_placed
 from gesso.cli.view import View
 from gesso.engine import Engine
 from gesso.engine.job import Job
@@ -64,7 +64,7 @@ def test_what_is_finished_beside_a_failure_keeps_its_place() -> None:
 
 
 def test_who_counts_pictures_gets_none_after_a_gap() -> None:
-    assert [result.seed for result in painted(paint_most)] == [0]
+    assert [result.seed for result in painted(paint)] == [0]
 
 
 @pytest.mark.parametrize("quiet", [False, True])

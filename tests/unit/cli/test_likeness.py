@@ -69,7 +69,8 @@ def test_what_is_best_is_there_before_later_pictures_are_begun(engine: Engine) -
     bars: list[float] = []
     with View(silent=True) as view, pytest.MonkeyPatch.context() as patch:
         patch.setattr(view, "move_bar", bars.append)
-        painting = paint_alike(engine, [ask(seed) for seed in (7, *range(100, 160))], view, 0.25, 3)
+        others = [ask(seed).model_copy(update={"steps": 200}) for seed in range(100, 160)]
+        painting = paint_alike(engine, [ask(7), *others], view, 0.25, 3)
         BEGUN.clear()
         best = next(painting)
         assert isinstance(best, Result) and best.seed == LATER[1]
