@@ -1,6 +1,6 @@
-"""The predictor under Cog's own server, over HTTP, with those pieces of the official client that it can serve.
+"""The predictor under Cog's own server, over HTTP, asked plainly and by the official `replicate` client.
 
-The whole client it cannot: that wants the cloud's paths, models and polling, none of which Cog's server has.
+That client speaks to the cloud; what the cloud puts before Cog's server is `tests/replicate_front.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gesso.engine.budget import weights_bytes
 from gesso.serving.openapi import document
 from tests.adapter_server import Page, Site, served
 from tests.cog_server import cog_server
+from tests.replicate_front import VERSION, replicate_front
 from tests.tiny_sdxl import tiny_pipeline, write_sdxl_lora, write_tiny_refiner, write_tiny_sdxl
 from tests.unit.serving.test_predictor import data_uri, picture
 
@@ -86,24 +87,55 @@ def test_the_document_is_served(server: Server) -> None:
     assert httpx2.get(f"{server.address}/openapi.json").json()["components"] == document()["components"]
 
 
-def test_the_official_clients_pieces(server: Server, tmp_path: Path) -> None:
-    from replicate.helpers import encode_json, transform_output
-    from replicate.prediction import Prediction
-
-    (tmp_path / "start.png").write_bytes(picture(64, 64))
-    client = replicate.Client(api_token="none", base_url=server.address)
-    values = encode_json({**SMALL, "image": tmp_path / "start.png", "num_outputs": 2}, client, "base64")
-    try:
-        answer = client._request("POST", "/predictions", json={"input": values}).json()
-    finally:
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Any]:
+    """The official client, for which the cloud's door stands before Cog's server."""
+    with replicate_front(server.address) as address:
+        client = replicate.Client(api_token="none", base_url=address)
+        client.poll_interval = 0.1
+        yield client
         client._client.close()
-    files = transform_output(answer["output"], client)
+
+
+@pytest.mark.parametrize("strategy", ["base64", "url"])
+def test_the_official_client_runs_a_model(client: Any, tmp_path: Path, strategy: str) -> None:
+    (tmp_path / "start.png").write_bytes(picture(64, 64))
+    values = {**SMALL, "image": tmp_path / "start.png", "num_outputs": 2}
+    files = client.run("gesso/sdxl", input=values, file_encoding_strategy=strategy)
     assert [Image.open(io.BytesIO(file.read())).size for file in files] == [(256, 256)] * 2
-    progress = Prediction.Progress.parse(answer["logs"])
-    assert progress is not None
-    assert (progress.percentage, progress.current, progress.total) == (1.0, 2, 2)
-    assert answer["metrics"]["seeds"] == [7, 8]
-    assert "seed: 7, 8" in answer["logs"]
+
+
+def test_the_official_client_runs_a_version_without_waiting(server: Server, client: Any) -> None:
+    files = client.run(f"gesso/sdxl:{VERSION}", input=SMALL, wait=False)
+    assert pixels([file.url for file in files]) == pixels(server.predict()["output"])
+
+
+def test_the_official_client_follows_and_cancels(client: Any) -> None:
+    prediction = client.predictions.create(version=VERSION, input={**SMALL, "num_outputs": 2, "num_inference_steps": 4})
+    assert prediction.status == "starting"
+    prediction.wait()
+    assert (prediction.status, len(prediction.output)) == ("succeeded", 2)
+    assert (prediction.progress.percentage, prediction.progress.current, prediction.progress.total) == (1.0, 8, 8)
+    assert prediction.metrics["seeds"] == [7, 8]
+    assert "seed: 7, 8" in prediction.logs
+    large = {**SMALL, "width": 1024, "height": 1024, "num_inference_steps": 50, "num_outputs": 4}
+    prediction = client.predictions.create(version=VERSION, input=large)
+    while not prediction.progress:
+        time.sleep(0.1)
+        prediction.reload()
+    prediction.cancel()
+    prediction.wait()
+    assert (prediction.status, prediction.output) == ("canceled", None)
+
+
+def test_the_official_client_is_told_what_is_wrong(client: Any) -> None:
+    from replicate.exceptions import ModelError, ReplicateError
+
+    with pytest.raises(ModelError, match='prompt "" is not text of 1 to 2000 characters') as caught:
+        client.run("gesso/sdxl", input={**SMALL, "prompt": ""})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ReplicateError, match="num_outputs"):
+        client.run("gesso/sdxl", input={**SMALL, "num_outputs": 9})
 
 
 def test_a_refiner_finishes_what_the_standard_model_began(server: Server) -> None:
