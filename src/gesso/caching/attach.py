@@ -27,7 +27,7 @@ from torch import nn
 
 from gesso.cache_settings import CacheSettings
 from gesso.caching.hooks import unwrap, wrap
-from gesso.caching.parts import Division, Part, RowDivision, SpanDivision, signatures
+from gesso.caching.parts import Division, Part, RowDivision, packed_division, signatures
 from gesso.caching.placement import table_of
 from gesso.caching.policy import Action, Course, Decision
 from gesso.caching.policy_choice import Policy
@@ -248,10 +248,11 @@ class Attached:
             if self._board.table.packed:
                 self._keep_samples(running, tensors)
             else:
-                self._board.keep(TRUNK, tensors[0])
+                self._board.keep(TRUNK, tensors[0], running.division)
             return output
-        pieces = self._board.forecast(TRUNK)
-        return self._rebuild[form](pieces if self._board.table.packed else [running.division.join(pieces)])
+        packed, division = self._board.table.packed, running.division
+        outputs = self._board.pieces(TRUNK, division) if packed else [self._board.forecast(TRUNK, division)]
+        return self._rebuild[form](outputs)
 
     def _keep_samples(self, running: Evaluation, samples: list[torch.Tensor]) -> None:
         for part, sample in zip(running.division.parts, samples, strict=True):
@@ -270,11 +271,7 @@ class Attached:
             parts.append(Part(run, branch, self._runs[run].step, self._runs[run].of))
         if not self._board.table.packed:
             return RowDivision(tuple(parts))
-        layout = (kwargs["company"] if "company" in kwargs else args[2]).layout
-        if len(layout.spans) != len(parts):
-            raise RunError(f"a step cache met {len(layout.spans)} samples where the pipeline names {len(parts)}")
-        rows = layout.whole.source_Bn.shape
-        return SpanDivision(tuple(parts), layout.spans, (rows[0], rows[1]))
+        return packed_division(tuple(parts), (kwargs["company"] if "company" in kwargs else args[2]).layout)
 
 
 def attach(network: nn.Module, settings: CacheSettings) -> Attached:

@@ -27,10 +27,23 @@ class Part(NamedTuple):
 
 
 class Division(Protocol):
-    """Tensors of a call to pieces, one a part in order, and back."""
+    """Tensors of a call to pieces, one a part in order, and back.
+
+    `pictures` divides rows of pictures alone, in networks that lay them out apart. `place` is equal where the same
+    branches lie at the same places. `run` is the one that has several parts here and shares the call with no other.
+    """
 
     @property
     def parts(self) -> tuple[Part, ...]: ...
+
+    @property
+    def place(self) -> object: ...
+
+    @property
+    def run(self) -> Hashable | None: ...
+
+    @property
+    def pictures(self) -> Division | None: ...
 
     def split(self, tensor: Tensor) -> list[Tensor]: ...
 
@@ -42,6 +55,15 @@ class RowDivision:
     """Samples lie along the first axis, equally many to a part: pieces `[b,...]`."""
 
     parts: tuple[Part, ...]
+    pictures: None = None
+
+    @cached_property
+    def place(self) -> object:
+        return tuple(part.branch for part in self.parts)
+
+    @cached_property
+    def run(self) -> Hashable | None:
+        return _only_run(self.parts)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         if len(self.parts) == 1:
@@ -61,6 +83,15 @@ class SpanDivision:
     parts: tuple[Part, ...]
     spans: tuple[tuple[int, int], ...]
     rows: tuple[int, int]
+    pictures: SpanDivision | None = None
+
+    @cached_property
+    def place(self) -> object:
+        return tuple(part.branch for part in self.parts), self.spans, self.rows
+
+    @cached_property
+    def run(self) -> Hashable | None:
+        return _only_run(self.parts)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         flat = tensor.flatten(0, 1)
@@ -75,6 +106,23 @@ class SpanDivision:
     def _order(self) -> list[int]:
         """The samples by where they lie."""
         return sorted(range(len(self.spans)), key=lambda index: self.spans[index][0])
+
+
+def _only_run(parts: Sequence[Part]) -> Hashable | None:
+    runs = {part.run for part in parts}
+    return runs.pop() if len(parts) > 1 and len(runs) == 1 else None
+
+
+def packed_division(parts: tuple[Part, ...], layout: Any) -> SpanDivision:
+    """Of a network that packs samples by this layout; what samples see alike belongs to the first of them.
+
+    Raises RunError for another number of samples than parts.
+    """
+    if len(layout.spans) != len(parts):
+        raise RunError(f"a step cache met {len(layout.spans)} samples where the pipeline names {len(parts)}")
+    owners = dict(zip(reversed(layout.picture_spans), reversed(parts), strict=True))
+    of_pictures = SpanDivision(tuple(owners.values()), tuple(owners), tuple(layout.pictures.source_Bn.shape))
+    return SpanDivision(parts, layout.spans, tuple(layout.whole.source_Bn.shape), of_pictures)
 
 
 def signatures(division: Division, args: Sequence[Any], kwargs: Mapping[str, Any], *, whole: bool) -> list[object]:

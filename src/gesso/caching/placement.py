@@ -1,10 +1,9 @@
 """Where a cache sits in each network: a table of module names per class, and nothing but names.
 
 `*` stands for one part of a name. At *module* granularity the outputs of `slots` are kept before they are gated, and
-`placeholders` compute nothing on forecast steps, since what they make is only read by a slot; nor do `fresh_inputs`,
-unless a policy has some tokens go through the feed-forwards that read them. At *block* granularity
-the residual of all blocks is kept; at *trunk* granularity the network's output. Source of the diffusers networks'
-slots: the published TaylorSeer ports, whose goldens these names reproduce.
+what only slots read is not computed on forecast steps. At *block* granularity the residual of all blocks is kept; at
+*trunk* granularity the network's output. Source of the diffusers networks' slots: the published TaylorSeer ports, whose
+goldens these names reproduce.
 Not here: what is done there (`sites`), how it is put on and taken off (`hooks`, `attach`).
 """
 
@@ -25,11 +24,15 @@ Stream = Literal["image", "text", "joint"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Modules whose outputs are kept; `streams` says of which tokens each output is."""
+    """Modules whose outputs are kept; `streams` says of which tokens each output is.
+
+    `inputs` are modules whose outputs nothing but these reads.
+    """
 
     pattern: str
     streams: tuple[Stream, ...]
     kind: Literal["attention", "feed_forward", "both"]
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +41,15 @@ class Table:
 
     `blocks` are lists of blocks in the order they run; each takes hidden states first and, where there are two streams,
     those of the text second, and returns what `block_output` says. `joint` is the order of streams inside attention.
-    `packed` networks lay the tokens of all samples out by a `layout` and return a list of samples. `original_slots`
-    stand for `slots` where the published code is to be repeated. `change`, relative, of the first block is what
-    `first_block` takes for large where nobody says: ParaAttention's for FLUX, and cache-dit 1.5.3's for any network.
+    `packed` networks lay the tokens of all samples out by a `layout`, and in a stream of their own those of pictures
+    that several samples see alike; they return a list of samples. `refiners` are slots of blocks before the stack.
+    `original_slots` stand for `slots` where the published code is to be repeated. `change`, relative, of the first
+    block is what `first_block` takes for large where nobody says: ParaAttention's for FLUX, and cache-dit 1.5.3's for
+    any network.
     """
 
     slots: tuple[Slot, ...]
-    placeholders: tuple[str, ...] = ()
-    fresh_inputs: tuple[str, ...] = ()
+    refiners: tuple[Slot, ...] = ()
     blocks: tuple[str, ...]
     block_output: tuple[Stream, ...]
     joint: tuple[Stream, ...]
@@ -63,13 +67,19 @@ def _double(attention: str, image: str, text: str) -> tuple[Slot, ...]:
     )
 
 
-_SINGLE = Slot("single_transformer_blocks.*.proj_out", ("joint",), "both")
-_SINGLE_PLACEHOLDERS = ("single_transformer_blocks.*.attn", "single_transformer_blocks.*.proj_mlp")
+def _sandwiched(blocks: str, stream: Stream) -> tuple[Slot, ...]:
+    return (
+        Slot(f"{blocks}.*.attention", (stream,), "attention", (f"{blocks}.*.attention_norm1",)),
+        Slot(f"{blocks}.*.feed_forward", (stream,), "feed_forward", (f"{blocks}.*.ffn_norm1",)),
+    )
+
+
+_SINGLE_INPUTS = ("single_transformer_blocks.*.attn", "single_transformer_blocks.*.proj_mlp")
+_SINGLE = Slot("single_transformer_blocks.*.proj_out", ("joint",), "both", _SINGLE_INPUTS)
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 _HUNYUAN = Table(
     change=0.06,  # ParaAttention's
     slots=(*_double("attn", "ff", "ff_context"), _SINGLE),
-    placeholders=_SINGLE_PLACEHOLDERS,
     blocks=_BLOCKS,
     block_output=("image", "text"),
     joint=("image", "text"),
@@ -82,7 +92,6 @@ _HUNYUAN = Table(
 TABLES: dict[str, Table] = {
     "FluxTransformer2DModel": Table(
         slots=(*_double("attn", "ff", "ff_context"), _SINGLE),
-        placeholders=_SINGLE_PLACEHOLDERS,
         blocks=_BLOCKS,
         block_output=("text", "image"),
         joint=("text", "image"),
@@ -96,12 +105,8 @@ TABLES: dict[str, Table] = {
     "HunyuanVideoTransformer3DModel": _HUNYUAN,
     "HunyuanImageTransformer2DModel": _HUNYUAN,
     "S3DiT": Table(
-        slots=(
-            Slot("layers.*.attention", ("joint",), "attention"),
-            Slot("layers.*.feed_forward", ("joint",), "feed_forward"),
-        ),
-        placeholders=("layers.*.attention_norm1",),
-        fresh_inputs=("layers.*.ffn_norm1",),
+        slots=_sandwiched("layers", "joint"),
+        refiners=_sandwiched("noise_refiner", "image"),
         blocks=("layers",),
         block_output=("joint",),
         joint=("joint",),

@@ -21,7 +21,7 @@ from gesso.caching.policy import Action
 from gesso.caching.policy_change import relative_change
 from gesso.caching.policy_choice import Policy
 from gesso.caching.policy_speculation import error_of
-from gesso.caching.store import Store
+from gesso.caching.store import TOGETHER, Store
 from gesso.errors import RunError
 
 Forward = Callable[..., Any]
@@ -53,6 +53,11 @@ class Evaluation:
         """Up to which order features are forecast."""
         return 0 if self.action is Action.REUSE else None
 
+    def division_of(self, slot: Slot) -> Division:
+        """How what a slot returns is divided."""
+        pictures = self.division.pictures
+        return self.division if pictures is None or slot.streams != ("image",) else pictures
+
     def measure(self, errors: list[float]) -> None:
         """Of several measurements of a part the largest counts."""
         pairs = zip(self.measured or errors, errors, strict=True)
@@ -68,19 +73,34 @@ class Board:
     store: Store
     running: Evaluation | None = None
 
-    def keep(self, site: str, tensor: Tensor) -> None:
+    def keep(self, site: str, tensor: Tensor, division: Division) -> None:
         """A feature of the running full step, divided among its parts."""
-        running = self.now
-        for part, piece in zip(running.division.parts, running.division.split(tensor), strict=True):
-            self.store.extend(part.run, part.branch, site, piece, part.step, self.policy.rule)
+        rule, step = self.policy.rule, division.parts[0].step
+        if self._together(site, division):
+            self.store.extend(division.run, TOGETHER, site, tensor, step, rule, division)
+            return
+        for part, piece in zip(division.parts, division.split(tensor), strict=True):
+            self.store.extend(part.run, part.branch, site, piece, part.step, rule)
 
-    def forecast(self, site: str) -> list[Tensor]:
+    def forecast(self, site: str, division: Division) -> Tensor:
+        """A feature at the running step, of all parts."""
+        if self._together(site, division):
+            step = division.parts[0].step
+            return self.store.predict(division.run, TOGETHER, site, step, self.policy.rule, self.now.order)
+        return division.join(self.pieces(site, division))
+
+    def pieces(self, site: str, division: Division) -> list[Tensor]:
         """A feature at the running step, one piece a part."""
-        running, rule = self.now, self.policy.rule
-        return [
-            self.store.predict(part.run, part.branch, site, part.step, rule, running.order)
-            for part in running.division.parts
-        ]
+        order, rule = self.now.order, self.policy.rule
+        return [self.store.predict(part.run, part.branch, site, part.step, rule, order) for part in division.parts]
+
+    def _together(self, site: str, division: Division) -> bool:
+        """Whether all parts are one ladder of one run; otherwise each is held by itself."""
+        if division.run is not None and not (self.policy.selects_tokens or self.policy.speculates):
+            return self.store.together(division.run, site, division)
+        for run in {part.run for part in division.parts}:
+            self.store.apart(run, site)
+        return False
 
     @property
     def now(self) -> Evaluation:
@@ -134,7 +154,7 @@ class SlotSite:
     def keep(self, output: Any) -> Any:
         tensors, self._rebuild = opened(output)
         for name, tensor in zip(self.names(len(tensors)), tensors, strict=True):
-            self.board.keep(name, tensor)
+            self.board.keep(name, tensor, self._division)
         return output
 
     def forecast(self) -> Any:
@@ -145,8 +165,12 @@ class SlotSite:
         """Under which each output is kept."""
         return [self.name] if outputs == 1 else [f"{self.name}:{number}" for number in range(outputs)]
 
+    @property
+    def _division(self) -> Division:
+        return self.board.now.division_of(self.slot)
+
     def _forecast(self, name: str) -> Tensor:
-        return self.board.now.division.join(self.board.forecast(name))
+        return self.board.forecast(name, self._division)
 
     def _compare(self, output: Any) -> Any:
         """The truth, or the forecast where the published code is repeated; measured are the picture's tokens."""
@@ -157,7 +181,7 @@ class SlotSite:
         for name, tensor, stream in zip(names, tensors, self.slot.streams, strict=False):
             if self.slot.kind == "attention" or stream == "text":
                 continue
-            pairs = zip(self.board.forecast(name), running.division.split(tensor), strict=True)
+            pairs = zip(self.board.pieces(name, self._division), self._division.split(tensor), strict=True)
             running.measure([error_of(forecast, truth, settings.metric) for forecast, truth in pairs])
         return rebuild([self._forecast(name) for name in names]) if settings.original else output
 
@@ -209,10 +233,10 @@ class BlockSite:
         if self.index < self.front or running.full:
             output = original(*args, **kwargs)
             if running.full and self.index == self.last:
-                self.board.keep(self.TAIL, self._picture(output) - self._tail_input)
+                self.board.keep(self.TAIL, self._picture(output) - self._tail_input, running.division)
             return output
         if self.index == self.last:
-            picture = self._tail_input + running.division.join(self.board.forecast(self.TAIL))
+            picture = self._tail_input + self.board.forecast(self.TAIL, running.division)
         return self._output(picture, *text)
 
     @property

@@ -52,10 +52,15 @@ def check(network: nn.Module, settings: CacheSettings, steps: int) -> Policy:
 
 
 def slots_of(network: nn.Module, policy: Policy) -> tuple[Slot, ...]:
-    """The slots of module granularity; the published code's own where that is to be repeated."""
+    """The slots of module granularity; the published code's own where that is to be repeated.
+
+    Refiners run in full beside single tokens of the stack, for which they make the inputs.
+    """
     table = table_of(network)
-    repeats = policy.settings.original and table.original_slots is not None and not policy.speculates
-    return table.original_slots if repeats and table.original_slots is not None else table.slots
+    repeats = policy.settings.original and not policy.speculates
+    if repeats and table.original_slots is not None:
+        return table.original_slots
+    return table.slots if policy.settings.original or policy.selects_tokens else (*table.slots, *table.refiners)
 
 
 def sites_of(network: nn.Module, board: Board) -> Iterator[tuple[nn.Module, Site]]:
@@ -79,20 +84,18 @@ def _slots(network: nn.Module, board: Board) -> Iterator[tuple[nn.Module, Site]]
     policy = board.policy
     blocks = [name for name, _ in blocks_of(network, board.table)]
     last = f"{blocks[-1]}." if policy.speculates else None
-    slots = slots_of(network, policy)
-    for slot in slots:
+    for slot in slots_of(network, policy):
+        chosen = policy.selects_tokens and slot.kind == "feed_forward"
         for name, module in matching(network, slot.pattern):
             verified = last is not None and name.startswith(last)
-            if policy.selects_tokens and slot.kind == "feed_forward":
+            if chosen:
                 depth = blocks.index(name.rpartition(".")[0]) / max(len(blocks) - 1, 1)
                 yield module, FreshSlot(board, name, slot, depth=depth)
             elif policy.settings.score == "attention" and slot.kind == "attention":
                 yield module, ScoringSlot(board, name, slot)
             else:
                 yield module, SlotSite(board, name, slot, verified)
-    if slots is board.table.slots:
-        idle = board.table.placeholders + (() if policy.selects_tokens else board.table.fresh_inputs)
-        for pattern in idle:
+        for pattern in () if chosen else slot.inputs:
             for name, module in matching(network, pattern):
                 yield module, Placeholder(board, last is not None and name.startswith(last))
 

@@ -1,8 +1,9 @@
 """What is kept between steps: ladders and other tensors, by run, guidance branch and site.
 
 A ladder begins anew where the shape or dtype of its feature changes, since differences with what was before mean
-nothing; with `strict` that is an error. `dtype` rounds what is kept, `offload` keeps it in main memory. Not here: the
-arithmetic (`predictor`), what is worth keeping (`sites`).
+nothing; with `strict` that is an error. `dtype` rounds what is kept, `offload` keeps it in main memory. The branches of
+a run that steps alone may be held as one ladder a site, which takes a fraction of the operations; the numbers are the
+same. Not here: the arithmetic (`predictor`), what is worth keeping (`sites`).
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from gesso.caching.parts import Division
 from gesso.caching.predictor import Ladder, Rule, extend, predict
 from gesso.devices import CPU
 from gesso.errors import RunError
 
+TOGETHER = "all branches"
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass
 class _Kept:
-    """A ladder, and how its feature came."""
+    """A ladder, and how its feature came; one of all branches is divided by `division`."""
 
     ladder: Ladder
     dtype: torch.dtype
     device: torch.device
+    division: Division | None = None
 
 
 @dataclass
@@ -56,15 +60,27 @@ class Store:
 
     # ---- ladders ----------------------------------------------------------------------------------------------------
 
-    def extend(self, run: Hashable, branch: str, site: str, feature: Tensor, step: int, rule: Rule) -> None:
-        """Keep the feature of a full step. Raises RunError for another shape than before, where that is asked for."""
+    def extend(
+        self,
+        run: Hashable,
+        branch: str,
+        site: str,
+        feature: Tensor,
+        step: int,
+        rule: Rule,
+        division: Division | None = None,
+    ) -> None:
+        """Keep the feature of a full step; one of all branches (`TOGETHER`) is divided by `division`.
+
+        Raises RunError for another shape than before, where that is asked for.
+        """
         ladders = self._branch(run, branch).ladders
         old = ladders.get(site)
         if old is not None and (old.ladder.factors[0].shape != feature.shape or old.dtype != feature.dtype):
             self._changed(site, old, feature)
             old = None
         ladder = extend(None if old is None else self._brought(old), feature.detach(), step, rule)
-        ladders[site] = _Kept(self._stowed(ladder, feature), feature.dtype, feature.device)
+        ladders[site] = _Kept(self._stowed(ladder, feature), feature.dtype, feature.device, division)
         if self.debug:
             shape = tuple(feature.shape)
             _LOG.info(
@@ -75,6 +91,48 @@ class Store:
         """The feature at a step, new, in the dtype and on the device that it came in. KeyError if none is kept."""
         kept = self._runs[run][branch].ladders[site]
         return predict(self._brought(kept), step, rule, order)
+
+    def together(self, run: Hashable, site: str, division: Division) -> bool:
+        """Hold a site's ladders of the division's parts, all of this run, as one; whether they can be, or none is kept.
+
+        They cannot where a branch began later than another.
+        """
+        branches = self._runs.get(run, {})
+        held = branches[TOGETHER].ladders.get(site) if TOGETHER in branches else None
+        if held is not None and held.division is not None and held.division.place == division.place:
+            return True
+        self.apart(run, site)
+        names = [part.branch for part in division.parts]
+        kept = [branches[name].ladders.get(site) if name in branches else None for name in names]
+        if all(each is None for each in kept):
+            return True
+        first = kept[0]
+        if first is None or any(each is None or not _alike(each, first) for each in kept):
+            return False
+        ladders = [branches[name].ladders.pop(site).ladder for name in names]
+        whole = replace(
+            first.ladder,
+            factors=tuple(map(division.join, zip(*(each.factors for each in ladders), strict=True))),
+            older=tuple(map(division.join, zip(*(each.older for each in ladders), strict=True))),
+        )
+        self._branch(run, TOGETHER).ladders[site] = replace(first, ladder=whole, division=division)
+        return True
+
+    def apart(self, run: Hashable, site: str) -> None:
+        """Hold a site's ladders of a run branch by branch."""
+        branches = self._runs.get(run, {})
+        kept = branches[TOGETHER].ladders.pop(site, None) if TOGETHER in branches else None
+        if kept is None or kept.division is None:
+            return
+        factors = [kept.division.split(factor) for factor in kept.ladder.factors]
+        older = [kept.division.split(tensor) for tensor in kept.ladder.older]
+        for number, part in enumerate(kept.division.parts):
+            own = replace(
+                kept.ladder,
+                factors=tuple(pieces[number] for pieces in factors),
+                older=tuple(pieces[number] for pieces in older),
+            )
+            self._branch(run, part.branch).ladders[site] = _Kept(own, kept.dtype, kept.device)
 
     def amend(self, run: Hashable, branch: str, site: str, change: Tensor) -> None:
         """Add to order 0, for tokens that were computed between full steps."""
@@ -88,12 +146,14 @@ class Store:
 
     def ladder(self, run: Hashable, branch: str, site: str) -> Ladder:
         """What is kept of a site, to be looked at. KeyError if nothing is."""
+        self.apart(run, site)
         return self._runs[run][branch].ladders[site].ladder
 
     def sites(self, run: Hashable, branch: str) -> tuple[str, ...]:
         """Names of sites of which a ladder is kept."""
-        found = self._runs.get(run, {}).get(branch)
-        return () if found is None else tuple(found.ladders)
+        for site in [*self._branch(run, TOGETHER).ladders]:
+            self.apart(run, site)
+        return tuple(self._branch(run, branch).ladders)
 
     # ---- everything else --------------------------------------------------------------------------------------------
 
@@ -181,3 +241,9 @@ class Store:
             factors=tuple(tensor.to(kept.device, kept.dtype) for tensor in kept.ladder.factors),
             older=tuple(tensor.to(kept.device, kept.dtype) for tensor in kept.ladder.older),
         )
+
+
+def _alike(one: _Kept, other: _Kept) -> bool:
+    """Whether two ladders are of the same steps and kind."""
+    counts = [(len(each.ladder.factors), len(each.ladder.older)) for each in (one, other)]
+    return (one.ladder.steps, one.dtype, counts[0]) == (other.ladder.steps, other.dtype, counts[1])

@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     (pictures, contexts of all samples). `target_Bn` is where the tokens of the results lie in `whole`, and
     `target_time_B1` their row of the time table. `sizes` are those of the results. `clean` says whether the time table
     has a last row, for what is not noisy. `spans` are where each sample's tokens begin in the flat rows of `whole`, and
-    how many they are.
+    how many they are; `picture_spans` the same of its pictures in those of `pictures`, which samples may share.
     """
 
     pictures: Rows
@@ -61,6 +61,7 @@ class Layout(NamedTuple):
     sizes: tuple[Size, ...]
     clean: bool
     spans: tuple[tuple[int, int], ...]
+    picture_spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def lay_out(
         sizes=tuple(images[sample.image] for sample in samples),
         clean=any(sample.context.conditions for sample in samples),
         spans=tuple((begin, len(tokens)) for begin, tokens in zip(begins, whole, strict=True)),
+        picture_spans=tuple((begin_of[key], len(tokens)) for key, tokens in zip(keys, pictures, strict=True)),
     )
 
 
