@@ -53,6 +53,8 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that is multiplied by, `[O,I]`, made anew."""
+        if self.rows_OI.is_cpu:  # where a product of unlike dtypes makes a whole copy of the rows first
+            return self.rows_OI.to(self.scale_O1.dtype).mul_(self.scale_O1)
         return self.rows_OI * self.scale_O1
 
     def forward(self, x: Tensor) -> Tensor:
