@@ -24,7 +24,7 @@ PUBLISHED = {"full": 43, "offload": 30, "8bit": 24, "offload+8bit": 16}
 """GB (1e9 bytes), by our names of the modes."""
 PROMPT = "A man, portrait, cinematic"
 
-_NETWORK: dict[str, Any] = {
+NETWORK: dict[str, Any] = {
     "in_channels": 64,
     "num_attention_heads": 24,
     "attention_head_dim": 128,
@@ -33,7 +33,7 @@ _NETWORK: dict[str, Any] = {
     "axes_dims_rope": [16, 56, 56],
     "guidance_embeds": True,
 }
-_AUTOENCODER: dict[str, Any] = {
+AUTOENCODER: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -46,13 +46,13 @@ _AUTOENCODER: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-_CLIP: dict[str, Any] = {
+CLIP: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
 }
-_T5: dict[str, Any] = {
+T5: dict[str, Any] = {
     "d_model": 4096,
     "d_kv": 64,
     "d_ff": 10240,
@@ -75,15 +75,15 @@ def write_models(home: Path) -> None:
     _write(flux / "model_index.json", {"_class_name": "FluxPipeline"})
     _write(flux / "scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"} | DYNAMIC)
     layers = {"num_layers": 19, "num_single_layers": 38}
-    _write(flux / "transformer/config.json", {"_class_name": "FluxTransformer2DModel"} | _NETWORK | layers)
-    _write(flux / "vae/config.json", _AUTOENCODER)
-    CLIPTextConfig(**_CLIP, **marks).save_pretrained(flux / "text_encoder")
-    T5Config(**_T5, feed_forward_proj="gated-gelu").save_pretrained(flux / "text_encoder_2")
+    _write(flux / "transformer/config.json", {"_class_name": "FluxTransformer2DModel"} | NETWORK | layers)
+    _write(flux / "vae/config.json", AUTOENCODER)
+    CLIPTextConfig(**CLIP, **marks).save_pretrained(flux / "text_encoder")
+    T5Config(**T5, feed_forward_proj="gated-gelu").save_pretrained(flux / "text_encoder_2")
     words.save_pretrained(flux / "tokenizer")
     t5_tokenizer().save_pretrained(flux / "tokenizer_2")
     part = home / "weights/infinite-you/infu_flux_v1.0/aes_stage2"
     layers = {"num_layers": 4, "num_single_layers": 10}
-    _write(part / "InfuseNetModel/config.json", {"_class_name": "FluxControlNetModel"} | _NETWORK | layers)
+    _write(part / "InfuseNetModel/config.json", {"_class_name": "FluxControlNetModel"} | NETWORK | layers)
     pack = home / "weights/antelopev2"
     pack.mkdir()
     shutil.copy(PACK / "fake_scrfd.onnx", pack)

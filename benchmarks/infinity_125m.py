@@ -14,10 +14,11 @@ import time
 import torch
 
 from benchmarks.measuring import Claims, arguments, matmul_ceiling, memory_ceiling, seconds
+from gesso.devices import CPU
 from gesso.models.infinity.autoencoder import Autoencoder
 from gesso.models.infinity.cost import decode_flops
 from gesso.models.infinity.initialization import initialize
-from gesso.models.infinity.scales import ScaleSchedule, schedule
+from gesso.models.infinity.scales import PIXELS_PER_CELL, ScaleSchedule, schedule
 from gesso.models.infinity.sizes import tokenizer_size, transformer_size
 from gesso.models.infinity.transformer import InfinityTransformer
 from gesso.pipelines.infinity import InfinityPipeline
@@ -43,20 +44,23 @@ class RandomText:
         return [torch.randn(TEXT_TOKENS, 2048, generator=torch.Generator().manual_seed(0))]
 
 
-def pipeline_of(size: str, dtype: torch.dtype, scales: ScaleSchedule) -> InfinityPipeline:
-    """A pipeline with random weights."""
+def pipeline_of(size: str, dtype: torch.dtype, scales: ScaleSchedule, device: str = CPU) -> InfinityPipeline:
+    """A pipeline with random weights, which are made on the device."""
+    height, width = (PIXELS_PER_CELL * edge for edge in scales.final_grid)
     torch.manual_seed(0)
-    transformer = InfinityTransformer(transformer_size(size)).eval().requires_grad_(False)
-    initialize(transformer)
-    autoencoder = Autoencoder(tokenizer_size(32)).eval().requires_grad_(False)
+    with torch.device(device):
+        transformer = InfinityTransformer(transformer_size(size)).eval().requires_grad_(False)
+        initialize(transformer)
+        autoencoder = Autoencoder(tokenizer_size(32)).eval().requires_grad_(False)
     return InfinityPipeline(
         transformer=transformer.cast_blocks(dtype),
         autoencoder=autoencoder.cast(dtype),
         text=RandomText(),
-        schedules={(256, 256): scales},
-        defaults=GenerationDefaults(width=256, height=256),
+        schedules={(height, width): scales},
+        defaults=GenerationDefaults(width=width, height=height),
         name=f"infinity-{size}",
         digest="",
+        device=device,
         dtype=dtype,
     )
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from email.message import Message
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -73,14 +74,15 @@ class Front:
 
     def upload(self, content_type: str, content: bytes) -> tuple[int, object]:
         form = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + content)
-        name = uuid.uuid4().hex
-        parts = {part.get_param("name", header="content-disposition"): part for part in form.get_payload()}  # pyright: ignore
-        self._files[name] = parts["content"].get_payload(decode=True)
+        (part,) = [part for part in form.walk() if part.get_param("name", header="content-disposition") == "content"]
+        name, sent = uuid.uuid4().hex, part.get_payload(decode=True)
+        assert isinstance(sent, bytes)
+        self._files[name] = sent
         return 201, {
             "id": name,
             "name": "content",
-            "content_type": parts["content"].get_content_type(),
-            "size": len(self._files[name]),
+            "content_type": part.get_content_type(),
+            "size": len(sent),
             "etag": name,
             "checksums": {},
             "metadata": {},
@@ -103,7 +105,7 @@ class Front:
         with self._changed:
             return 200, dict(self._predictions[path.removeprefix("/v1/predictions/")])
 
-    def post(self, path: str, headers: Mapping[str, str], content: bytes) -> tuple[int, object]:
+    def post(self, path: str, headers: Message, content: bytes) -> tuple[int, object]:
         if path == "/v1/files":
             return self.upload(headers["Content-Type"], content)
         if path.endswith("/cancel"):

@@ -172,6 +172,10 @@ class CacheSettings(BaseModel):
             if getattr(self, name) != type(self).model_fields[name].default:
                 hint = "add smoothing=exponential, or leave it out"
                 raise RequestError(f"cache.{name}", getattr(self, name), "usable without smoothing", hint)
+        unused = self.smoothing == "moving_average" and self.alpha != type(self).model_fields["alpha"].default
+        if unused and not self.original:  # published runs name one all the same
+            hint = "take smoothing=exponential, or leave it out"
+            raise RequestError("cache.alpha", self.alpha, "used by a moving average", hint)
         if self.mask is not None and not 1 <= len(self.mask) <= LONGEST_MASK:
             raise RequestError("cache.mask", len(self.mask), f"1 to {LONGEST_MASK} values, one a step")
         if self.mask is not None and not self.mask[0]:

@@ -151,9 +151,10 @@ class Store:
 
     def sites(self, run: Hashable, branch: str) -> tuple[str, ...]:
         """Names of sites of which a ladder is kept."""
-        for site in [*self._branch(run, TOGETHER).ladders]:
+        branches = self._runs.get(run, {})
+        for site in [*branches[TOGETHER].ladders] if TOGETHER in branches else []:
             self.apart(run, site)
-        return tuple(self._branch(run, branch).ladders)
+        return tuple(branches[branch].ladders) if branch in branches else ()
 
     # ---- everything else --------------------------------------------------------------------------------------------
 

@@ -121,6 +121,7 @@ def test_an_order_that_is_asked_for_must_be_reached(cache: str, steps: int, reac
         ("accumulated:front_blocks=0", "cache.front_blocks 0 is not at least 1; accumulated looks at"),
         ("taylorseer:hybrid=true", "cache.hybrid True is not usable without smoothing; add smoothing=exponential"),
         ("taylorseer:alpha=0.5", "cache.alpha 0.5 is not usable without smoothing; add smoothing=exponential"),
+        ("taylorseer:smoothing=moving_average,alpha=0.5", "cache.alpha 0.5 is not used by a moving average; take"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(text: str, words: str) -> None:

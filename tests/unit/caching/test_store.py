@@ -50,6 +50,7 @@ def test_bytes_by_run_and_freeing() -> None:
     assert (store.bytes("a"), store.bytes("b"), store.bytes()) == (32, 64, 96)
     store.free("b")
     assert store.runs == ("a",) and store.bytes("b") == 0 and store.get("b", "prompt", "age") is None
+    assert store.sites("b", "prompt") == () and store.runs == ("a",)
     store.clear()
     assert store.bytes() == 0
     with pytest.raises(KeyError):
