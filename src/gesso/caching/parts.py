@@ -1,6 +1,6 @@
 """How the tensors of one call are divided among the runs that share it, and put together again.
 
-A part is one branch of one run. Features are kept part by part, so that a run's own are the same whoever it steps with.
+A part is one branch of one run. What is kept of a run is the same whoever it steps with.
 Not here: what is done with the pieces (`sites`), who runs (`attach`).
 """
 
@@ -29,18 +29,11 @@ class Part(NamedTuple):
 class Division(Protocol):
     """Tensors of a call to pieces, one a part in order, and back.
 
-    `pictures` divides rows of pictures alone, in networks that lay them out apart. `place` is equal where the same
-    branches lie at the same places. `run` is the one that has several parts here and shares the call with no other.
+    `pictures` divides rows of pictures alone, in networks that lay them out apart.
     """
 
     @property
     def parts(self) -> tuple[Part, ...]: ...
-
-    @property
-    def place(self) -> object: ...
-
-    @property
-    def run(self) -> Hashable | None: ...
 
     @property
     def pictures(self) -> Division | None: ...
@@ -56,14 +49,6 @@ class RowDivision:
 
     parts: tuple[Part, ...]
     pictures: None = None
-
-    @cached_property
-    def place(self) -> object:
-        return tuple(part.branch for part in self.parts)
-
-    @cached_property
-    def run(self) -> Hashable | None:
-        return _only_run(self.parts)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         if len(self.parts) == 1:
@@ -87,11 +72,18 @@ class SpanDivision:
 
     @cached_property
     def place(self) -> object:
+        """Equal where the same branches lie at the same places."""
         return tuple(part.branch for part in self.parts), self.spans, self.rows
 
     @cached_property
     def run(self) -> Hashable | None:
-        return _only_run(self.parts)
+        """The run that has several parts here and shares the call with no other."""
+        runs = {part.run for part in self.parts}
+        return runs.pop() if len(self.parts) > 1 and len(runs) == 1 else None
+
+    def fits(self, pieces: Sequence[Tensor]) -> bool:
+        """Whether pieces are as long as the parts are here."""
+        return [piece.shape[1] for piece in pieces] == [length for _, length in self.spans]
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         flat = tensor.flatten(0, 1)
@@ -108,11 +100,6 @@ class SpanDivision:
         return sorted(range(len(self.spans)), key=lambda index: self.spans[index][0])
 
 
-def _only_run(parts: Sequence[Part]) -> Hashable | None:
-    runs = {part.run for part in parts}
-    return runs.pop() if len(parts) > 1 and len(runs) == 1 else None
-
-
 def packed_division(parts: tuple[Part, ...], layout: Any) -> SpanDivision:
     """Of a network that packs samples by this layout; what samples see alike belongs to the first of them.
 
@@ -120,7 +107,9 @@ def packed_division(parts: tuple[Part, ...], layout: Any) -> SpanDivision:
     """
     if len(layout.spans) != len(parts):
         raise RunError(f"a step cache met {len(layout.spans)} samples where the pipeline names {len(parts)}")
-    owners = dict(zip(reversed(layout.picture_spans), reversed(parts), strict=True))
+    owners: dict[tuple[int, int], Part] = {}
+    for span, part in zip(layout.picture_spans, parts, strict=True):
+        owners.setdefault(span, part)
     of_pictures = SpanDivision(tuple(owners.values()), tuple(owners), tuple(layout.pictures.source_Bn.shape))
     return SpanDivision(parts, layout.spans, tuple(layout.whole.source_Bn.shape), of_pictures)
 

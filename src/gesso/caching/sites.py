@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gesso.caching.parts import Division
+from gesso.caching.parts import Division, SpanDivision
 from gesso.caching.placement import Slot, Table
 from gesso.caching.policy import Action
 from gesso.caching.policy_change import relative_change
@@ -75,18 +75,18 @@ class Board:
 
     def keep(self, site: str, tensor: Tensor, division: Division) -> None:
         """A feature of the running full step, divided among its parts."""
-        rule, step = self.policy.rule, division.parts[0].step
-        if self._together(site, division):
-            self.store.extend(division.run, TOGETHER, site, tensor, step, rule, division)
+        rule, whole = self.policy.rule, self._together(site, division)
+        if whole is not None:
+            self.store.extend(whole.run, TOGETHER, site, tensor, whole.parts[0].step, rule, whole)
             return
         for part, piece in zip(division.parts, division.split(tensor), strict=True):
             self.store.extend(part.run, part.branch, site, piece, part.step, rule)
 
     def forecast(self, site: str, division: Division) -> Tensor:
         """A feature at the running step, of all parts."""
-        if self._together(site, division):
-            step = division.parts[0].step
-            return self.store.predict(division.run, TOGETHER, site, step, self.policy.rule, self.now.order)
+        rule, whole = self.policy.rule, self._together(site, division)
+        if whole is not None:
+            return self.store.predict(whole.run, TOGETHER, site, whole.parts[0].step, rule, self.now.order)
         return division.join(self.pieces(site, division))
 
     def pieces(self, site: str, division: Division) -> list[Tensor]:
@@ -94,13 +94,14 @@ class Board:
         order, rule = self.now.order, self.policy.rule
         return [self.store.predict(part.run, part.branch, site, part.step, rule, order) for part in division.parts]
 
-    def _together(self, site: str, division: Division) -> bool:
-        """Whether all parts are one ladder of one run; otherwise each is held by itself."""
-        if division.run is not None and not (self.policy.selects_tokens or self.policy.speculates):
-            return self.store.together(division.run, site, division)
+    def _together(self, site: str, division: Division) -> SpanDivision | None:
+        """The division, if all its parts are one ladder of one run; else each is held by itself."""
+        plain = not (self.policy.selects_tokens or self.policy.speculates)
+        if plain and isinstance(division, SpanDivision) and division.run is not None:
+            return division if self.store.together(division.run, site, division) else None
         for run in {part.run for part in division.parts}:
             self.store.apart(run, site)
-        return False
+        return None
 
     @property
     def now(self) -> Evaluation:

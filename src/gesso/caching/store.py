@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gesso.caching.parts import Division
+from gesso.caching.parts import SpanDivision
 from gesso.caching.predictor import Ladder, Rule, extend, predict
 from gesso.devices import CPU
 from gesso.errors import RunError
@@ -31,7 +31,7 @@ class _Kept:
     ladder: Ladder
     dtype: torch.dtype
     device: torch.device
-    division: Division | None = None
+    division: SpanDivision | None = None
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Store:
         feature: Tensor,
         step: int,
         rule: Rule,
-        division: Division | None = None,
+        division: SpanDivision | None = None,
     ) -> None:
         """Keep the feature of a full step; one of all branches (`TOGETHER`) is divided by `division`.
 
@@ -92,10 +92,10 @@ class Store:
         kept = self._runs[run][branch].ladders[site]
         return predict(self._brought(kept), step, rule, order)
 
-    def together(self, run: Hashable, site: str, division: Division) -> bool:
+    def together(self, run: Hashable, site: str, division: SpanDivision) -> bool:
         """Hold a site's ladders of the division's parts, all of this run, as one; whether they can be, or none is kept.
 
-        They cannot where a branch began later than another.
+        They cannot where a branch began later than another, or was of another length.
         """
         branches = self._runs.get(run, {})
         held = branches[TOGETHER].ladders.get(site) if TOGETHER in branches else None
@@ -109,6 +109,8 @@ class Store:
         first = kept[0]
         if first is None or any(each is None or not _alike(each, first) for each in kept):
             return False
+        if not division.fits([each.ladder.factors[0] for each in kept if each is not None]):
+            return False
         ladders = [branches[name].ladders.pop(site).ladder for name in names]
         whole = replace(
             first.ladder,
@@ -119,7 +121,7 @@ class Store:
         return True
 
     def apart(self, run: Hashable, site: str) -> None:
-        """Hold a site's ladders of a run branch by branch."""
+        """Hold a site's ladders of a run branch by branch, each with memory of its own: one may go before another."""
         branches = self._runs.get(run, {})
         kept = branches[TOGETHER].ladders.pop(site, None) if TOGETHER in branches else None
         if kept is None or kept.division is None:
@@ -129,8 +131,8 @@ class Store:
         for number, part in enumerate(kept.division.parts):
             own = replace(
                 kept.ladder,
-                factors=tuple(pieces[number] for pieces in factors),
-                older=tuple(pieces[number] for pieces in older),
+                factors=tuple(pieces[number].clone() for pieces in factors),
+                older=tuple(pieces[number].clone() for pieces in older),
             )
             self._branch(run, part.branch).ladders[site] = _Kept(own, kept.dtype, kept.device)
 
@@ -145,12 +147,12 @@ class Store:
         return self._brought(self._runs[run][branch].ladders[site]).factors[0]
 
     def ladder(self, run: Hashable, branch: str, site: str) -> Ladder:
-        """What is kept of a site, to be looked at. KeyError if nothing is."""
+        """What is kept of a site, to be looked at: held branch by branch from then on. KeyError if nothing is."""
         self.apart(run, site)
         return self._runs[run][branch].ladders[site].ladder
 
     def sites(self, run: Hashable, branch: str) -> tuple[str, ...]:
-        """Names of sites of which a ladder is kept."""
+        """Names of sites of which a ladder is kept; they are held branch by branch from then on."""
         branches = self._runs.get(run, {})
         for site in [*branches[TOGETHER].ladders] if TOGETHER in branches else []:
             self.apart(run, site)
@@ -177,8 +179,8 @@ class Store:
         return found is not None and found.look is not None
 
     def branches(self, run: Hashable) -> tuple[str, ...]:
-        """The branches that are begun."""
-        return tuple(branch for branch in self._runs.get(run, {}) if self.begun(run, branch))
+        """The branches that are begun, by name: in company they may begin in another order."""
+        return tuple(sorted(branch for branch in self._runs.get(run, {}) if self.begun(run, branch)))
 
     def ready(self, run: Hashable, branch: str, look: object) -> bool:
         """Whether a branch can be forecast for inputs of this look. Raises RunError where another look is an error."""

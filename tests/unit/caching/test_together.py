@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gesso.cache_settings import CacheSettings, PolicyName
+from gesso.cache_settings import CacheSettings, Granularity, PolicyName
 from gesso.caching.attach import Attached, attach
-from gesso.caching.parts import Part, RowDivision, SpanDivision
+from gesso.caching.parts import Part, SpanDivision
 from gesso.caching.predictor import Rule, Smoothing
 from gesso.caching.store import TOGETHER, Store
+from gesso.errors import RunError
 from gesso.models.s3dit.transformer import Prompt, S3DiT, size_of
 from gesso.sampling.guidance import NEGATIVE, PROMPT, branches
 from tests.tiny_caches import ROWS, noise, z_image
@@ -31,7 +32,9 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def paint(attached: Attached, calls: Sequence[Company], length: int = 40) -> list[list[Tensor]]:
+def paint(
+    attached: Attached, calls: Sequence[Company], length: int = 40, sides: Sequence[int] = (2 * ROWS,) * STEPS
+) -> list[list[Tensor]]:
     """Outputs of each step's calls; a call is of these runs, each with these branches, whose captions are so long."""
     network, outputs = attached.network, list[list[Tensor]]()
     assert isinstance(network, S3DiT)
@@ -40,7 +43,7 @@ def paint(attached: Attached, calls: Sequence[Company], length: int = 40) -> lis
             attached.begin_step(run, step, STEPS)
         names = [(index, name) for index, (_, each) in enumerate(company) for name in each]
         names.sort(key=lambda sample: BRANCHES.index(sample[1]))
-        latents = [noise(ord(run), 4, 1, 2 * ROWS, 2 * ROWS) + step / STEPS for run, _ in company]
+        latents = [noise(ord(run), 4, 1, sides[step], sides[step]) + step / STEPS for run, _ in company]
         prompts = [
             Prompt([noise(ord(company[index][0]) + 100 * BRANCHES.index(name), length if name == PROMPT else 1, 12)])
             for index, name in names
@@ -101,17 +104,14 @@ def _painted(attached: Attached, length: int = 5) -> Attached:
 
 @given(
     st.lists(st.tuples(st.sampled_from(["together", "apart", "late"]), st.booleans()), min_size=1, max_size=9),
-    st.booleans(),
     st.sampled_from([None, Smoothing(method="moving_average")]),
 )
-def test_ladders_are_the_same_however_they_are_held(
-    steps: list[tuple[str, bool]], packed: bool, smoothing: Smoothing | None
-) -> None:
+def test_ladders_are_the_same_however_they_are_held(steps: list[tuple[str, bool]], smoothing: Smoothing | None) -> None:
     rule, store, oracle = Rule(order=2, smoothing=smoothing), Store(), Store()
     for step, (how, computed) in enumerate(steps):
         parts = tuple(Part("run", name, step, 9) for name in BRANCHES)
-        division = SpanDivision(parts, ((3, 2), (0, 3)), (1, 5)) if packed else RowDivision(parts)
-        feature = noise(step, *((1, 5, 2) if packed else (4, 3, 2)))
+        division = SpanDivision(parts, ((3, 2), (0, 3)), (1, 5))
+        feature = noise(step, 1, 5, 2)
         pieces = division.split(feature)
         if how == "late":  # the first branch steps by itself
             parts, pieces = parts[:1], pieces[:1]
@@ -134,3 +134,42 @@ def test_ladders_are_the_same_however_they_are_held(
         for site in oracle.sites("run", name):
             ours, theirs = (each.ladder("run", name, site) for each in (store, oracle))
             assert ours.steps == theirs.steps and all(map(torch.equal, ours.tensors, theirs.tensors))
+            assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in ours.tensors)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_ladders_begin_anew_where_branches_change_their_lengths(strict: bool) -> None:
+    """Even where all of them together are as long as before."""
+    rule, store = Rule(order=1), Store(strict=strict)
+    for step, spans in enumerate([((0, 2), (2, 3)), ((0, 3), (3, 2))]):
+        parts = tuple(Part("run", name, step, 9) for name in BRANCHES)
+        division, feature = SpanDivision(parts, spans, (1, 5)), noise(step, 1, 5, 2)
+        assert store.together("run", "site", division) == (step == 0)
+        if step == 0:
+            store.extend("run", TOGETHER, "site", feature, step, rule, division)
+            continue
+        for part, piece in zip(parts, division.split(feature), strict=True):
+            if strict:
+                with pytest.raises(RunError, match="strict_shapes: site was"):
+                    store.extend(part.run, part.branch, "site", piece, step, rule)
+                continue
+            store.extend(part.run, part.branch, "site", piece, step, rule)
+            assert store.ladder("run", part.branch, "site").steps == (step,)
+    assert store.restarts == (0 if strict else 2)
+
+
+@pytest.mark.parametrize("granularity", ["module", "block"])
+def test_a_run_may_change_its_size(granularity: Granularity) -> None:
+    attached = attach(z_image(), SETTINGS.model_copy(update={"granularity": granularity}))
+    paint(attached, [[("a", BRANCHES)]] * STEPS, sides=[2 * ROWS] * 3 + [4 * ROWS] * (STEPS - 3))
+    assert attached.taken("a") == "FFTFFTTFT"
+
+
+def test_branches_have_one_order_alone_and_in_company() -> None:
+    """By it pictures are told apart that may share a forecast step."""
+    network = z_image()
+    for length in (5, 40):
+        alone, company = attach(network, SETTINGS), attach(network, SETTINGS)
+        paint(alone, [[("a", BRANCHES)]], length)
+        paint(company, [[("a", BRANCHES), ("b", BRANCHES)]], length)
+        assert alone.store.branches("a") == company.store.branches("a") == company.store.branches("b")

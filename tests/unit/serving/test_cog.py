@@ -120,9 +120,11 @@ def test_the_official_client_follows_and_cancels(client: Any) -> None:
     assert "seed: 7, 8" in prediction.logs
     large = {**SMALL, "width": 1024, "height": 1024, "num_inference_steps": 50, "num_outputs": 4}
     prediction = client.predictions.create(version=VERSION, input=large)
-    while not prediction.progress:
+    end = time.monotonic() + _PATIENCE
+    while not prediction.progress and time.monotonic() < end:
         time.sleep(0.1)
         prediction.reload()
+    assert prediction.status == "processing", prediction.error
     prediction.cancel()
     prediction.wait()
     assert (prediction.status, prediction.output) == ("canceled", None)
