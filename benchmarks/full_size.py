@@ -12,8 +12,8 @@ encoders: the peak that was measured beside the one foreseen. Infinity-2B has no
 against the floor of its operations and bytes, whose ceilings are measured in the same run.
 
 In 16 bits Z-Image's pictures differ a little, since S3-DiT is ours; all others should be equal. One model is there at a
-time; all of them should take less than ten minutes on an H200. Qwen-Image wants 45 GB of GPU memory, FLUX's memory
-modes 40 GB and as much of the host.
+time. By the bytes of their weights Qwen-Image wants 45 GB of GPU memory, FLUX's memory modes 40 GB and as much of the
+host; none of it has been measured.
 Not here: the networks (`full_size_networks`), the engine's overhead alone (`loop_overhead`).
 """
 
