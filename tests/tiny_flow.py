@@ -29,7 +29,6 @@ SIZES = ((32, 32), (48, 32))  # (width, height) in pixels
 WORDS = 12  # of a prompt that are read
 _WITHOUT_EFFECT = (
     "revisions",
-    "revision_strength",
     "guidance_layer",
     "true_guidance",
     "guidance_normalization",

@@ -120,14 +120,7 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
     )
     revisions: int | None = Field(
-        default=None, description="Infinity: how often a finished picture is looked over and mended.", ge=0, le=100
-    )
-    revision_strength: float | None = Field(
-        default=None,
-        description="Infinity: share of the scales that a revision paints anew.",
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
+        default=None, description="Infinity: before how many of the last scales the picture is mended.", ge=0, le=100
     )
     init_image: str | None = Field(default=None, description="Picture to start from.", min_length=1, max_length=4096)
     init_strength: float | None = Field(

@@ -64,7 +64,7 @@ def _shipped(name: str) -> Pipeline:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "infinity": lambda: Subject(pipeline=tiny_pipeline()),
     "infinity, patchified": lambda: Subject(pipeline=tiny_pipeline(patchify=True)),
-    "infinity, revised": lambda: Subject(pipeline=tiny_pipeline(), fields={"revisions": 2, "revision_strength": 0.4}),
+    "infinity, revised": lambda: Subject(pipeline=tiny_pipeline(), fields={"revisions": 2}),
     "infinity, guided inside": lambda: Subject(pipeline=tiny_pipeline(), fields={"guidance_layer": -1}),
     "flow": lambda: Subject(pipeline=TinyFlowPipeline()),
     "flow, unguided": lambda: Subject(pipeline=TinyFlowPipeline(), fields={"guidance": 1.0, "width": 48}),

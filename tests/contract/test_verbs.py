@@ -39,7 +39,6 @@ SOME_VALUE: dict[str, object] = {
     "top_k": 2,
     "top_p": 0.5,
     "revisions": 1,
-    "revision_strength": 0.5,
     "frames": 5,
     "fps": 8,
 }

@@ -111,7 +111,7 @@ def _read_text(
     made: dict[str, Callable[[], Tensor]] = {
         "cond_BD": lambda: text.pooled_BC,
         "ca_kv": lambda: packed(network.text_projection(network.text_norm(features)), lengths),
-        "shared_gss": lambda: network.shared_modulation(text),
+        "shared_gss": lambda: network.shared_modulation(text.pooled_BC),
     }
     for name, make in made.items():
         if name in golden.tensors:

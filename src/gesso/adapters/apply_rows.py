@@ -22,7 +22,7 @@ from gesso.models.s3dit.packing import token_count
 from gesso.models.s3dit.transformer import S3DiT, size_of
 from gesso.sampling.guidance import running_samples
 
-_READ_BY_INFINITY = re.compile(r"(pool|text_projection)\..+|.+\.cross_attention\.key_value")
+_READ_BY_INFINITY = re.compile(r"(pool|text_projection)\..+|(head_)?modulation|.+\.cross_attention\.key_value")
 
 
 class RowsOfCall(Protocol):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from gesso.pipelines.infinite_you import InfiniteYou
 
-_UNUSED = ("revisions", "revision_strength")
+_UNUSED = ("revisions",)
 _UNUSED += ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
 _UNUSED += ("frames", "fps", "mask", "clip_skip", "refiner")
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
     from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
-_UNUSED = ("revisions", "revision_strength")
+_UNUSED = ("revisions",)
 _UNUSED += ("guidance_layer", "guidance_normalization", "guidance_truncation", "temperature", "top_k", "top_p")
 _UNUSED += ("identity", "clip_skip", "refiner")
 

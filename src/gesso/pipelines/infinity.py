@@ -4,12 +4,13 @@ Here: what is peculiar to the family. Guidance runs a second row a picture (null
 last scale that is guided; keys and values lie in one cache a company, which is copied only when company changes.
 Not here: files and dtypes (`engine/loading`), the loop (`engine`), the network (`models/infinity`).
 
-A revision decodes the finished picture, codes it by the tokenizer as if it were given, and paints the last scales anew:
-SDEdit (arXiv:2108.01073) of its own picture, in bits. What was left between two pictures becomes one of them, for true
-pictures are what the network knows best. Coding the sum of codes itself, without pixels between, mends nothing.
+A revision decodes what is painted so far, codes it by the tokenizer as if it were given, and goes on from there. What
+bits that were drawn independently left between two pictures becomes one of them, for true pictures are what tokenizer
+and network know best. Coding the sum of codes itself, without pixels between, mends nothing. Keys and values of the
+scales before stay as they were: each scale's inputs are the whole sum.
 
 Random numbers: picture i has one CPU generator seeded `seed + i`; each scale draws its Exp(1) noise `[n,2K]` from it,
-in order of scales and then of revisions, whether or not sampling leaves anything to chance.
+in order of scales, whether or not sampling leaves anything to chance.
 Shapes: B pictures, R rows, n tokens of the scale, K bits a token, k bits a latent cell, h w a grid of cells, H W the
 final one.
 """
@@ -131,8 +132,6 @@ class InfinityPipeline:
         height, width = schedule.latent_grids(self.config.patchify)[-1]
         seed = request.seed + image
         tokens = conditioning.prompt.keys_values[0][0].shape[2]
-        revisions, kept = self.planner.revisions(request, schedule)
-        costs = self.planner.costs(request, schedule, tokens)
         return InfinityState(
             request=request,
             seed=seed,
@@ -140,12 +139,10 @@ class InfinityPipeline:
             conditioning=conditioning,
             guidance=per_scale(request.guidance, len(schedule)),
             temperature=per_scale(request.temperature, len(schedule)),
-            costs=costs,
-            revision_cost=self.planner.revision_cost(request, schedule, costs, kept),
+            costs=self.planner.costs(request, schedule, tokens),
             generator=torch.Generator().manual_seed(seed),
             sum_kHW=torch.zeros(self.autoencoder.config.bits, height, width, device=self.device),
-            revisions=revisions,
-            kept=kept,
+            first_revised=self.planner.first_revised(request, schedule),
         )
 
     # ---- step -------------------------------------------------------------------------------------------------------
@@ -153,9 +150,6 @@ class InfinityPipeline:
     @torch.inference_mode()
     def step(self, states: Sequence[InfinityState]) -> None:
         """Paint one scale of every state: logits, guidance, bits, codes, and the next scale's inputs."""
-        anew = states[0].is_painted
-        if anew:
-            self._revise(states)
         schedule, scale = states[0].schedule, states[0].scale
         doubled = [state for state in states if state.doubled]
         company = self._company(states, doubled)
@@ -168,14 +162,14 @@ class InfinityPipeline:
         samples = [(row, PROMPT) for row in range(len(states))]
         samples += [(row, NEGATIVE) for row, state in enumerate(states) if state.doubled]
         with branches(samples):
-            logits_RnV = self.transformer.step(
-                inputs_RnK, company.text, schedule, scale, company.cache, inside, anew=anew
-            )
+            logits_RnV = self.transformer.step(inputs_RnK, company.text, schedule, scale, company.cache, inside)
         logits_BnV = logits_RnV[: len(states)] / self._column(states, "temperature", scale)
         if inside is None:
             logits_BnV = self._guided(logits_BnV, logits_RnV[len(states) :], states, doubled)
         bits_BnK = self._draw(logits_BnV, states)
         self._advance(states, bits_BnK)
+        if revised := [state for state in states if state.first_revised <= state.scale < len(schedule)]:
+            self._revise(revised)
 
     def _company(self, states: Sequence[InfinityState], doubled: Sequence[InfinityState]) -> Company:
         """The company these states already are, or a new one whose cache holds their rows."""
@@ -243,20 +237,19 @@ class InfinityPipeline:
                 state.company = state.prompt_row = state.null_row = None
 
     def _revise(self, states: Sequence[InfinityState]) -> None:
-        """Put finished pictures back to the scales that they keep, as the tokenizer codes them."""
-        patchify, kept = self.config.patchify, states[0].kept
+        """Put what is painted so far in terms of the tokenizer: the same scales of what it sees there."""
+        patchify, scale = self.config.patchify, states[0].scale
         grids = states[0].schedule.latent_grids(patchify)
         latents: list[Tensor] = []
         for chunk in self._chunks(states):
             picture_BCHW = self.autoencoder.decode(torch.stack([state.sum_kHW for state in chunk]))
             latents.append(self.autoencoder.encode(picture_BCHW))
-        bits = quantize(torch.cat(latents), grids).bits[:kept]
-        sums = [sum_of_codes(bits[: scale + 1], grids[-1]) for scale in range(kept)]
-        inputs = [to_tokens(enlarge(sums[scale], grids[scale + 1]), patchify) for scale in range(kept)]
-        for index, (state, inputs_nK) in enumerate(zip(states, torch.cat(inputs, dim=1), strict=True)):
-            state.sum_kHW, state.inputs_nK = sums[-1][index], inputs_nK
+        bits = quantize(torch.cat(latents), grids).bits[:scale]
+        sum_BkHW = sum_of_codes(bits, grids[-1])
+        inputs_BnK = to_tokens(enlarge(sum_BkHW, grids[scale]), patchify)
+        for index, state in enumerate(states):
+            state.sum_kHW, state.inputs_nK = sum_BkHW[index], inputs_BnK[index]
             state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
-            state.scale, state.revision = kept, state.revision + 1
 
     def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
         """A per-picture setting of this scale as `[B,1,1]`."""

@@ -6,7 +6,8 @@ Shapes as in `infinity`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -65,8 +66,9 @@ class InfinityPlanner:
         if layer and self._config.depth + layer <= 0:
             layers = f"0 or from {1 - self._config.depth} to -1" if self._config.depth > 1 else "0"
             raise RequestError("guidance_layer", layer, f"{layers} for {self.name}")
-        revisions, kept = self.revisions(filled, schedule)
-        steps = len(schedule) + revisions * (len(schedule) - kept)
+        if (filled.revisions or 0) >= len(schedule):
+            allowed = f"from 0 to {len(schedule) - 1}" if len(schedule) > 1 else "0"
+            raise RequestError("revisions", filled.revisions, f"{allowed} for {self.name} at this size")
         tokens = self._check_text("prompt", request.prompt)
         if request.negative:
             tokens = max(tokens, self._check_text("negative", request.negative))
@@ -74,16 +76,13 @@ class InfinityPlanner:
             picture_size("init_image", request.init_image)
         latent = schedule.latent_grids(self._config.patchify)[-1]
         ends = text_flops(self._config, tokens) + decode_flops(self._autoencoder.config, latent)
-        costs = self.costs(filled, schedule, tokens)
-        again = [self.revision_cost(filled, schedule, costs, kept), *costs[kept + 1 :]] * revisions
-        cost = sum([*costs, *again], Cost(flops=ends, bytes=0.0))
-        peak = self._peak_bytes(schedule, latent, schedule.starts[kept + 1] if revisions else 0)
-        return Plan(request=filled, steps=steps, cost=cost, peak_bytes=peak, warnings=self._warnings(request))
+        cost = sum(self.costs(filled, schedule, tokens), Cost(flops=ends, bytes=0.0))
+        peak = self._peak_bytes(schedule, latent, revised=self.first_revised(filled, schedule) < len(schedule))
+        return Plan(request=filled, steps=len(schedule), cost=cost, peak_bytes=peak, warnings=self._warnings(filled))
 
     def _filled(self, request: GenerationRequest, size: tuple[int, int]) -> GenerationRequest:
-        """The request without blanks; guidance inside the network goes without revisions unless they are asked for."""
-        defaults, layer = self.defaults, value_or(request.guidance_layer, self.defaults.guidance_layer)
-        picture = request.init_image
+        """The request without blanks."""
+        defaults, picture = self.defaults, request.init_image
         return request.model_copy(
             update={
                 "seed": seed_or_drawn(request),
@@ -91,27 +90,17 @@ class InfinityPlanner:
                 "height": size[0],
                 "guidance": value_or(request.guidance, defaults.guidance),
                 "temperature": value_or(request.temperature, defaults.temperature),
-                "guidance_layer": layer,
+                "guidance_layer": value_or(request.guidance_layer, defaults.guidance_layer),
                 "top_k": value_or(request.top_k, defaults.top_k),
                 "top_p": value_or(request.top_p, defaults.top_p),
                 "init_strength": value_or(request.init_strength, defaults.init_strength) if picture else None,
-                "revisions": value_or(request.revisions, 0 if layer else defaults.revisions),
-                "revision_strength": value_or(request.revision_strength, defaults.revision_strength),
+                "revisions": value_or(request.revisions, min(defaults.revisions, len(self.schedules[size]) - 1)),
             }
         )
 
-    def revisions(self, request: GenerationRequest, schedule: ScaleSchedule) -> tuple[int, int]:
-        """How often a picture is revised, and the number of scales that a revision keeps: at least one, and those of a
-        given picture, but not all.
-        """
-        revisions, strength = request.revisions or 0, request.revision_strength
-        assert strength is not None
-        if revisions and request.guidance_layer:
-            raise RequestError("revisions", revisions, "0 with a guidance_layer", "guide the logits: guidance_layer 0")
-        if revisions and len(schedule) == 1:
-            raise RequestError("revisions", revisions, "0 where a picture is one scale")
-        scales, given = len(schedule), self.given_scales(request, schedule)
-        return revisions if given < scales else 0, max(1, given % scales, scales - max(1, round(strength * scales)))
+    def first_revised(self, request: GenerationRequest, schedule: ScaleSchedule) -> int:
+        """The first scale before which a picture is revised: of the last `revisions`, after one that was painted."""
+        return max(len(schedule) - (request.revisions or 0), self.given_scales(request, schedule) + 1)
 
     def given_scales(self, request: GenerationRequest, schedule: ScaleSchedule) -> int:
         """How many scales come from a given picture: the share that `init_strength` does not repaint."""
@@ -147,50 +136,55 @@ class InfinityPlanner:
 
     def _warnings(self, request: GenerationRequest) -> tuple[str, ...]:
         words = unknown_words(self._text, request, self.name)
-        revised = self.defaults.revisions if request.revisions is None else request.revisions
-        if request.revision_strength not in (None, self.defaults.revision_strength) and not revised:
-            words += ("revision_strength has no effect without revisions",)
-        if request.guidance_layer and request.revisions is None and revised:
-            words += (f"a guidance_layer leaves out the {revised} revisions that {self.name} has else",)
+        guided = last_guided(per_scale(request.guidance, 1)) >= 0
+        if request.negative and not guided:
+            words += ("negative has no effect where guidance is 1",)
+        if guided and self.defaults.distilled:
+            words += (f"{self.name} is distilled: guidance doubles its work and harms the picture",)
         return words + without_effect(request, _UNUSED, self.name)
 
     def costs(self, request: GenerationRequest, schedule: ScaleSchedule, tokens: int) -> tuple[Cost, ...]:
-        """Cost of each scale of one picture."""
+        """Cost of each scale of one picture, with the revision after it."""
         last = last_guided(per_scale(request.guidance, len(schedule)))
+        latent, config = schedule.latent_grids(self._config.patchify)[-1], self._autoencoder.config
+        revision = Cost(
+            flops=decode_flops(config, latent) + encode_flops(config, latent), bytes=float(self._tokenizer_bytes)
+        )
+        first_revised = self.first_revised(request, schedule)
         each = torch.finfo(self._dtype).bits // 8
-        weights = sum(p.numel() for p in self._transformer.blocks.parameters()) * each
         costs = []
         for scale in range(len(schedule)):
             rows = 2 if scale <= last else 1
             kept = self._config.depth * 2 * schedule.starts[scale + 1] * self._config.width * each
             flops = rows * scale_flops(self._config, schedule, scale, tokens)
-            costs.append(Cost(flops=flops, bytes=float(weights + rows * kept)))
+            cost = Cost(flops=flops, bytes=float(self._block_parameters * each + rows * kept))
+            costs.append(cost + revision if first_revised <= scale + 1 < len(schedule) else cost)
         return tuple(costs)
 
-    def revision_cost(
-        self, request: GenerationRequest, schedule: ScaleSchedule, costs: Sequence[Cost], kept: int
-    ) -> Cost:
-        """Cost of the step that begins a revision: decoding, coding, and reading all scales up to the first painted."""
-        latent, config = schedule.latent_grids(self._config.patchify)[-1], self._autoencoder.config
-        last = last_guided(per_scale(request.guidance, len(schedule)))
-        null_rows = 1 if kept <= last else 0  # of every scale that is read, or of none
-        rows = [1 + (scale <= last) for scale in range(kept + 1)]
-        reading = sum(cost.flops * (1 + null_rows) / each for cost, each in zip(costs, rows, strict=False))
-        weights = sum(p.nbytes for p in self._autoencoder.parameters())
-        flops = decode_flops(config, latent) + encode_flops(config, latent) + reading
-        return Cost(flops=flops, bytes=costs[kept].bytes + weights)
-
-    def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid, read_anew: int) -> int:
-        """`read_anew` are the tokens that a revision begins with."""
+    def _peak_bytes(self, schedule: ScaleSchedule, latent: Grid, *, revised: bool) -> int:
+        """A revision decodes beside the keys and values that later scales go on from."""
         each = torch.finfo(self._dtype).bits // 8
+        n = schedule.starts[-1] - schedule.starts[-2]
+        cache = cache_bytes(self._config, schedule, 2, each)
+        stepping = cache + 2 * n * (self._config.hidden + 8 * self._config.width) * 4
+        decoding = decode_peak_bytes(self._autoencoder.config, latent, 4)
+        return self._weight_bytes + max(stepping, cache + decoding if revised else decoding)
+
+    # Counted once: they are asked for with every request and every picture.
+
+    @cached_property
+    def _block_parameters(self) -> int:
+        return sum(p.numel() for p in self._transformer.blocks.parameters())
+
+    @cached_property
+    def _tokenizer_bytes(self) -> int:
+        return sum(p.nbytes for p in self._autoencoder.parameters())
+
+    @cached_property
+    def _weight_bytes(self) -> int:
         text = getattr(self._text, "network", self._text)  # or it is one itself
         parts = (self._transformer, self._autoencoder, text)
-        weights = sum(p.nbytes for part in parts if isinstance(part, nn.Module) for p in part.parameters())
-        n = max(schedule.starts[-1] - schedule.starts[-2], read_anew)
-        stepping = (
-            cache_bytes(self._config, schedule, 2, each) + 2 * n * (self._config.hidden + 8 * self._config.width) * 4
-        )
-        return weights + max(stepping, decode_peak_bytes(self._autoencoder.config, latent, 4))
+        return sum(p.nbytes for part in parts if isinstance(part, nn.Module) for p in part.parameters())
 
 
 def is_guided(plan: Plan) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gesso.models.infinity.cache import CacheRow, KeyValueCache
 from gesso.models.infinity.scales import ScaleSchedule
-from gesso.models.infinity.transformer import TextCondition, text_mask
+from gesso.models.infinity.transformer import Modulation, TextCondition, text_mask
 from gesso.pipelines.contract import Cost
 from gesso.pipelines.planning import Vocabulary
 from gesso.request import GenerationRequest
@@ -30,7 +30,7 @@ class TextEncoder(Vocabulary, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """What a request's blanks are filled with. A tuple has one value a scale."""
+    """What a request's blanks are filled with; a tuple has one value a scale. A `distilled` model needs no guidance."""
 
     width: int
     height: int
@@ -41,7 +41,7 @@ class GenerationDefaults:
     top_p: float = 0.97
     init_strength: float = 0.6
     revisions: int = 0
-    revision_strength: float = 0.3
+    distilled: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Company:
 class InfinityState:
     """One picture on its way: codes summed so far, the bits of its scales, and where its keys and values lie.
 
-    A picture has been painted where `scale` is past the last one; where it is to be revised yet, it goes back to the
-    first scale after those `kept`.
+    It is revised before `first_revised` and every scale after it.
     """
 
     request: GenerationRequest
@@ -85,15 +84,12 @@ class InfinityState:
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     costs: tuple[Cost, ...]
-    revision_cost: Cost  # of the step that begins one
     generator: torch.Generator
     sum_kHW: Tensor
-    revisions: int
-    kept: int
+    first_revised: int
     bits: list[Tensor] = field(default_factory=list)
     inputs_nK: Tensor | None = None
     scale: int = 0
-    revision: int = 0
     company: Company | None = None
     prompt_row: CacheRow | None = None
     null_row: CacheRow | None = None
@@ -105,35 +101,27 @@ class InfinityState:
 
     @property
     def total(self) -> int:
-        return len(self.schedule) + self.revisions * (len(self.schedule) - self.kept)
+        return len(self.schedule)
 
     @property
     def remaining(self) -> int:
-        to_come = (self.revisions - self.revision) * (len(self.schedule) - self.kept)
-        return len(self.schedule) - self.scale + to_come
+        return len(self.schedule) - self.scale
 
     @property
     def cost(self) -> Cost:
-        return self.revision_cost if self.is_painted else self.costs[self.scale]
-
-    @property
-    def is_painted(self) -> bool:
-        """Whether it has all scales, and so is done or to be revised."""
-        return self.scale == len(self.schedule)
+        return self.costs[self.scale]
 
     @property
     def doubled(self) -> bool:
         """Whether a null row runs in the next step: as long as its scale or a later one is guided."""
-        return bool(self.remaining) and (self.kept if self.is_painted else self.scale) <= self.last_guided
+        return self.scale <= self.last_guided
 
     @property
     def batch_key(self) -> Hashable:
-        """Same scale of the same schedule, or the same revision to begin; guidance inside the network also needs the
-        same rows to be guided.
-        """
+        """Same scale of the same schedule; guidance inside the network also needs the same rows to be guided."""
         layer = self.request.guidance_layer
         inside = (layer, self.doubled, self.doubled and self.guidance[self.scale] != 1) if layer else None
-        return (self.schedule, self.scale, self.kept if self.is_painted else None, inside)
+        return (self.schedule, self.scale, inside)
 
 
 def last_guided(guidance: Sequence[float]) -> int:
@@ -160,16 +148,29 @@ def join_text(texts: Sequence[TextCondition]) -> TextCondition:
         for layer in layers
     ]
     pooled_BC = torch.cat([text.pooled_BC for text in texts])
-    return TextCondition(pooled_BC, keys_values, text_mask(lengths, pooled_BC.device))
+    modulations = [
+        [torch.cat(parts) for parts in zip(*(text.modulations[layer] for text in texts), strict=True)]
+        for layer in layers
+    ]
+    scale_B1C, shift_B1C = (torch.cat(parts) for parts in zip(*(text.head_modulation for text in texts), strict=True))
+    return TextCondition(
+        pooled_BC=pooled_BC,
+        modulations=[Modulation(*parts) for parts in modulations],
+        head_modulation=(scale_B1C, shift_B1C),
+        keys_values=keys_values,
+        mask_BT=text_mask(lengths, pooled_BC.device),
+    )
 
 
 def split_text(text: TextCondition, lengths: Sequence[int]) -> list[TextCondition]:
     """A batch as single prompts, each without the others' padding; the inverse of `join_text`."""
     return [
         TextCondition(
-            text.pooled_BC[row : row + 1],
-            [(k[row : row + 1, :, :length], v[row : row + 1, :, :length]) for k, v in text.keys_values],
-            None,
+            pooled_BC=text.pooled_BC[row : row + 1],
+            modulations=[Modulation(*(part[row : row + 1] for part in parts)) for parts in text.modulations],
+            head_modulation=(text.head_modulation[0][row : row + 1], text.head_modulation[1][row : row + 1]),
+            keys_values=[(k[row : row + 1, :, :length], v[row : row + 1, :, :length]) for k, v in text.keys_values],
+            mask_BT=None,
         )
         for row, length in enumerate(lengths)
     ]

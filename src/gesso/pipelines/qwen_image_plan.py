@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
-_UNUSED = ("revisions", "revision_strength")
+_UNUSED = ("revisions",)
 _UNUSED += ("guidance_layer", "true_guidance", "guidance_normalization", "guidance_truncation")
 _UNUSED += ("temperature", "top_k", "top_p", "frames", "fps", "mask", "clip_skip", "refiner")
 

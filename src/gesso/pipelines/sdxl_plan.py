@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-_UNUSED = ("revisions", "revision_strength")
+_UNUSED = ("revisions",)
 _UNUSED += ("true_guidance", "guidance_layer", "guidance_normalization", "guidance_truncation")
 _UNUSED += ("temperature", "top_k", "top_p", "frames", "fps")
 _SIZES = 6  # numbers about a picture's size that the network reads

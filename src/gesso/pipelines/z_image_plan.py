@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 SCHEDULERS = ("euler", STOCHASTIC)
 _LARGEST_CONDITION = 1024 * 1024  # pixels of a picture that is edited
-_UNUSED = ("revisions", "revision_strength")
+_UNUSED = ("revisions",)
 _UNUSED += ("guidance_layer", "true_guidance", "temperature", "top_k", "top_p", "frames", "fps", "mask")
 _UNUSED += ("clip_skip", "refiner")
 _TEMPLATE_PIECE = 32  # tokens at most of a piece of an editing prompt that is only marks

@@ -3,7 +3,8 @@
 Self-correction flips bits by lot; a network's own errors are no such lots: they agree with one another, and make a
 mixture of pictures. Here it paints captions by its own pipeline, and learns at every scale on its way what the world
 asks for there (`posterior`); and as much on the way of true pictures with flipped bits, to the same target. It is
-DAgger (arXiv:1011.0686) with Bayes for the expert. Held-out combinations are in no caption and in no answer.
+DAgger (arXiv:1011.0686) with Bayes for the expert; on its own way the model that it goes on from can be another one,
+guided. Held-out combinations are in no caption and in no answer of the world's.
 Not here: the network, evaluation, export (`infinity`), answers (`posterior`).
 Shapes: B pictures, T tokens of text, L tokens of all scales, K bits a token, V = 2K logits, k bits a cell, h w a
 scale's cells, H W the final ones.
@@ -12,8 +13,11 @@ scale's cells, H W the final ones.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -24,11 +28,11 @@ from gesso.models.infinity.correction import draw_flips, walk_scales
 from gesso.models.infinity.quantizer import codes, enlarge, to_tokens
 from gesso.pipelines.infinity_state import InfinityState
 from gesso.request import GenerationRequest, parse_request
-from gesso.training.infinity import InfinitySettings, InfinityTask
+from gesso.training.infinity import InfinityNetwork, InfinitySettings, InfinityTask
 from gesso.training.infinity_loss import divergence, margin_weights
 from gesso.training.painting import at_rest, walk
 from gesso.training.pictures import captions_to_paint, first_seed, stated_scenes
-from gesso.training.posterior import expected_bits
+from gesso.training.posterior import Answer, expected_bits
 from gesso.training.settings import check
 from gesso.training.world_latents import LARGEST_SIDE, EveryScene, WorldLatents
 from gesso.weights import shared
@@ -42,35 +46,53 @@ _MOST_WALKED = 4096  # pictures with their keys and values
 class InfinityOnPolicySettings(InfinitySettings):
     """What `InfinitySettings` says, and how the network's own way is walked.
 
-    Every `paint_every` steps as many pictures are painted as these steps learn from, which is a batch each, with the
-    next one of `guidances`: captions, and each of them after every one of `revisions`. Each step learns from as many
-    painted pictures as true ones. A run resumes bit for bit from checkpoints at multiples of `paint_every`.
+    Every `paint_every` steps as many captions are painted as these steps learn from, which is a batch each, with the
+    next one of `guidances` and with revisions as `generation` has them. Each step learns from as many painted pictures
+    as true ones. A run resumes bit for bit from checkpoints at multiples of `paint_every`.
+
+    With `taught_guidance`, a number a scale, what the model of `start_from` says when it is so guided counts for half
+    of the answer on the network's own way: guidance distilled (arXiv:2210.03142), so that it can paint without.
     """
 
     paint_every: int = 3
     guidances: tuple[float, ...] = (1.0,)
-    revisions: int = 0
+    taught_guidance: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check("paint_every", self.paint_every, 1 <= self.paint_every <= 4096, "from 1 to 4096")
         check("side", self.side, self.side <= LARGEST_SIDE, f"at most {LARGEST_SIDE}: the whole world is in memory")
         check("guidances", self.guidances, bool(self.guidances), "at least one number")
-        check("revisions", self.revisions, 0 <= self.revisions <= 100, "from 0 to 100")
         check("weigh_margins", self.weigh_margins, self.weigh_margins, "true: answers count by margins")
+        if self.taught_guidance:
+            scales, taught = len(self.schedule), self.taught_guidance
+            finite = len(taught) == scales and all(map(math.isfinite, taught))
+            check("taught_guidance", taught, finite, f"{scales} numbers, one a scale")
+            check("start_from", self.start_from, bool(self.start_from), "a model, which is what teaches")
+
+
+class Past(NamedTuple):
+    """What is known of a picture from the scale `first` on, where its way began or it was revised: bits `[k,h,w]` of
+    all scales up to the next revision, those before `first` as the tokenizer coded them.
+    """
+
+    first: int
+    bits: list[Tensor]
 
 
 class Way(NamedTuple):
-    """A picture's way: the sums of codes `[k,H,W]` before each scale, its bits `[k,h,w]` there, and what it is of."""
+    """A picture's way: the sums of codes `[k,H,W]` that were seen before each scale, the bits that they are of, and
+    what it is a picture of.
+    """
 
-    sums: tuple[Tensor, ...]
-    bits: tuple[Tensor, ...]
+    sums: list[Tensor]
+    pasts: list[Past]
     claim: Claim
     caption: str
 
 
 class InfinityOnPolicyTask(InfinityTask):
-    """Predict what the world expects of the bits of every scale, on the way of true pictures and of its own."""
+    """Predict what the world, and a teacher if there is one, expects of the bits, on true ways and its own."""
 
     settings: InfinityOnPolicySettings
 
@@ -78,10 +100,9 @@ class InfinityOnPolicyTask(InfinityTask):
         super().__init__(settings, batch, seed)
         self._world: WorldLatents | None = None
         self._own: list[Way] = []
+        self._teacher = deepcopy(self.network).eval().requires_grad_(False) if settings.taught_guidance else None
         walked = settings.paint_every * batch
         check("paint_every", settings.paint_every, walked <= _MOST_WALKED, f"at most {_MOST_WALKED} pictures at once")
-        divides = walked % (settings.revisions + 1) == 0
-        check("revisions", settings.revisions, divides, f"one below a divisor of {walked}, paint_every times batch")
         pipeline = self._pipeline()
         for round_ in range(len(settings.guidances)):  # told now, not while painting
             pipeline.plan(self._request("-", 0, round_))
@@ -98,7 +119,8 @@ class InfinityOnPolicyTask(InfinityTask):
         self._world = WorldLatents.stored(folder, scenes, report)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divergence of the bits from the world's answers, mean over true ways and own ones.
+        """Divergence of the bits from the world's answers, mean over true ways and own ones; an own way's answers are
+        the mean of the world's and the teacher's, where there is one.
 
         Captions of true ways are spoilt by lot. What is hidden from the network the answer may know: its expectation
         over that is what the network learns. On its own way nothing may be hidden, for there no true picture says what
@@ -115,6 +137,9 @@ class InfinityOnPolicyTask(InfinityTask):
         ids_BT = torch.cat((spoilt_BT, self._ids([way.caption for way in own], None)))
         dropped_B = torch.rand(len(true), generator=generator) < self.settings.condition_drop
         dropped_B = torch.cat((dropped_B, torch.zeros(len(own), dtype=torch.bool)))
+        if self._teacher is not None:
+            taught_BLK = self._taught(self._teacher, ids_BT[len(true) :], inputs_BLK[len(true) :])
+            chances_BLK[len(true) :] = (chances_BLK[len(true) :] + taught_BLK) / 2
         logits_BLV = self.network(ids_BT, dropped_B, inputs_BLK, self.layout)
         loss_B = divergence(logits_BLV, chances_BLK, self.weights_L, margin_weights(margins_BLK))
         parts = loss_B.detach().split([len(true), len(own)])
@@ -123,9 +148,23 @@ class InfinityOnPolicyTask(InfinityTask):
     def _answers(self, way: Way) -> tuple[Tensor, Tensor]:
         """Chances and margins of the bits of all tokens, `[L,K]`."""
         assert self._world is not None
-        answers = expected_bits(self._world, way.sums, way.bits, self.grids, way.claim)
+        answers: list[Answer] = []
+        for first, bits in way.pasts:
+            parts = [enlarge(codes(bits_khw[None]), self.grids[-1])[0] for bits_khw in bits[:-1]]
+            sums = [torch.zeros_like(way.sums[0]), *accumulate(parts)]
+            answers += expected_bits(self._world, sums, bits, self.grids[: len(bits)], way.claim)[first:]
         chances_LK = torch.cat([self._tokens(answer.chance_khw) for answer in answers])
         return chances_LK, torch.cat([self._tokens(answer.margin_khw) for answer in answers])
+
+    @torch.no_grad()
+    def _taught(self, teacher: InfinityNetwork, ids_BT: Tensor, inputs_BLK: Tensor) -> Tensor:
+        """Chances of the bits by the earlier model with guidance, `[B,L,K]`."""
+        null_B = torch.arange(2 * len(ids_BT)) >= len(ids_BT)
+        logits_BLV = teacher(torch.cat((ids_BT, ids_BT)), null_B, torch.cat((inputs_BLK, inputs_BLK)), self.layout)
+        zero_BLK, one_BLK = logits_BLV.float().unflatten(-1, (-1, 2)).unbind(-1)
+        prompt_BLK, null_BLK = (one_BLK - zero_BLK).chunk(2)
+        guidance_L1 = torch.tensor(self.settings.taught_guidance)[self.layout.scale_L, None]
+        return torch.lerp(null_BLK, prompt_BLK, guidance_L1).sigmoid()
 
     def _inputs(self, way: Way) -> Tensor:
         """What the network sees of every scale but the first, `[L - first scale, K]`."""
@@ -145,7 +184,10 @@ class InfinityOnPolicyTask(InfinityTask):
             latent_BkHW, self.grids, strength=settings.flip_strength, scales=settings.flip_scales, generator=generator
         )
         scales = list(walk_scales(latent_BkHW, self.grids, flips))
-        return _ways([scale.sum_BKHW for scale in scales], [scale.bits_BKhw for scale in scales], stated)
+        sums = zip(*(scale.sum_BKHW for scale in scales), strict=True)
+        bits = zip(*(scale.bits_BKhw for scale in scales), strict=True)
+        ways = zip(sums, bits, stated, strict=True)
+        return [Way(list(seen), [Past(0, list(chosen))], *text) for seen, chosen, text in ways]
 
     def _own_ways(self, step: int) -> list[Way]:
         """This step's ways of the pictures that were painted last."""
@@ -155,37 +197,21 @@ class InfinityOnPolicyTask(InfinityTask):
         return self._own[since * self.batch : (since + 1) * self.batch]
 
     def _walk(self, step: int) -> list[Way]:
-        """Paint captions as the model does; the ways of a caption's picture and of its revisions lie side by side."""
-        settings = self.settings
-        round_, looks = step // settings.paint_every, settings.revisions + 1
-        asked = captions_to_paint(round_, self.batch * settings.paint_every // looks, self.seed)
+        """Paint captions as the model does, and keep what it saw before each scale and what it painted there."""
+        round_ = step // self.settings.paint_every
+        asked = captions_to_paint(round_, self.batch * self.settings.paint_every, self.seed)
         requests = [self._request(caption, seed, round_) for _, caption, seed in asked]
-        painted: list[list[Way]] = []
+        ways = [Way([], [], claim, caption) for claim, caption, _ in asked]
         with at_rest(self.network):
             for states in walk(self._pipeline(), requests):
-                mine = cast(Sequence[InfinityState], states)
-                if mine[0].is_painted:
-                    painted.append(self._painted(mine, [(claim, caption) for claim, caption, _ in asked]))
-        return [way for ways in zip(*painted, strict=True) for way in ways]
-
-    def _painted(self, states: Sequence[InfinityState], stated: Sequence[tuple[Claim, str]]) -> list[Way]:
-        """The ways to finished pictures, by the bits of all their scales."""
-        bits = [torch.stack([state.bits[scale] for state in states]) for scale in range(len(self.grids))]
-        sums = [torch.zeros(len(states), *states[0].sum_kHW.shape)]
-        for bits_Bkhw in bits[:-1]:
-            sums.append(sums[-1] + enlarge(codes(bits_Bkhw), self.grids[-1]))
-        return _ways(sums, bits, stated)
+                for way, state in zip(ways, cast(Sequence[InfinityState], states), strict=True):
+                    if state.remaining:
+                        way.sums.append(state.sum_kHW.clone())  # not a tensor of inference: it is learned from
+                    if not way.pasts or way.pasts[-1].bits is not state.bits:
+                        way.pasts.append(Past(state.scale, state.bits))
+        return ways
 
     def _request(self, caption: str, seed: int, round_: int) -> GenerationRequest:
         """What is asked of the model. Raises RequestError."""
         guidance = self.settings.guidances[round_ % len(self.settings.guidances)]
-        revisions = self.settings.revisions
-        return parse_request({"prompt": caption, "seed": seed, "guidance": guidance, "revisions": revisions})
-
-
-def _ways(sums: Sequence[Tensor], bits: Sequence[Tensor], stated: Sequence[tuple[Claim, str]]) -> list[Way]:
-    """Ways of a batch whose sums and bits are given by scale."""
-    return [
-        Way(tuple(sum_BkHW[index] for sum_BkHW in sums), tuple(bits_Bkhw[index] for bits_Bkhw in bits), *text)
-        for index, text in enumerate(stated)
-    ]
+        return parse_request({"prompt": caption, "seed": seed, "guidance": guidance})

@@ -171,9 +171,10 @@ def test_infinity_attends_with_its_adapters_and_names_its_rows() -> None:
         torch.testing.assert_close(run([0]), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(run([0]), plain)
     assert not torch.allclose(expected, plain)
-    reading = random_adapter(network, 3, only="key_value")
-    with pytest.raises(RunError, match="reads prompts"), adapted.using([(Use(reading),), ()]):
-        run([0, 1])
+    for only in ("key_value", "modulation"):
+        reading = random_adapter(network, 3, only=only)
+        with pytest.raises(RunError, match="reads prompts"), adapted.using([(Use(reading),), ()]):
+            run([0, 1])
 
 
 class Layers(nn.Module):

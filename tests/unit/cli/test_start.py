@@ -19,7 +19,7 @@ from tests.unit.cli.running import call
 # Options are a public face: scripts hang on them. A change here is a change for everybody.
 GENERATE_OPTIONS = {
     *("--negative", "--model", "--width", "--height", "--num-images", "--seed", "--guidance", "--guidance-layer"),
-    *("--revisions", "--revision-strength"),
+    "--revisions",
     *("--steps", "--scheduler", "--clip-skip", "--true-guidance", "--guidance-normalization", "--guidance-truncation"),
     *("--temperature", "--top-k", "--top-p", "--init-image", "--init-strength", "--mask"),
     *(

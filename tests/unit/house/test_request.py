@@ -35,7 +35,6 @@ FIELDS = [
     "top_k",
     "top_p",
     "revisions",
-    "revision_strength",
     "init_image",
     "init_strength",
     "mask",

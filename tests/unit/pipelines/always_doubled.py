@@ -1,8 +1,7 @@
 """Infinity painted slowly and plainly, to hold the pipeline against: one picture, two rows at every scale, no company.
 
 Every scale runs prompt and null rows as one batch over one cache of its own, whether or not that scale is guided; bits
-are drawn from sorted, filtered probabilities as the published code draws them. A revision walks through all scales
-again, one by one, with those given that it keeps.
+are drawn from sorted, filtered probabilities as the published code draws them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gesso.models.infinity.quantizer import codes, enlarge, from_tokens, quantize, sum_of_codes, to_tokens
+from gesso.models.infinity.quantizer import enlarge, from_tokens, quantize, sum_of_codes, to_tokens
 from gesso.models.infinity.transformer import LayerGuidance, TextCondition, text_mask
 from gesso.pipelines.infinity import InfinityPipeline
 from gesso.request import GenerationRequest
@@ -19,32 +18,15 @@ from tests.oracles import filtered_logits
 
 @torch.no_grad()
 def paint_always_doubled(pipeline: InfinityPipeline, request: GenerationRequest) -> list[Tensor]:
-    """Bits of every scale, bool `[k,h,w]` each, of the request's first picture, after all its revisions."""
+    """Bits of every scale, bool `[k,h,w]` each, of the request's first picture."""
     filled = pipeline.plan(request).request
     assert filled.width is not None and filled.height is not None and filled.seed is not None
     schedule = pipeline.schedules[filled.height, filled.width]
-    grids = schedule.latent_grids(pipeline.config.patchify)
     generator = torch.Generator().manual_seed(filled.seed)
-    bits = _walk(pipeline, filled, generator, [])
-    for _ in range(filled.revisions or 0):
-        anew = round((filled.revision_strength or 0) * len(schedule))
-        picture = pipeline.autoencoder.decode(sum_of_codes([scale[None] for scale in bits], grids[-1]))
-        seen = quantize(pipeline.autoencoder.encode(picture), grids).bits
-        bits = _walk(pipeline, filled, generator, [scale[0] for scale in seen[: len(schedule) - anew]])
-    return bits
-
-
-def _walk(
-    pipeline: InfinityPipeline, filled: GenerationRequest, generator: torch.Generator, given: list[Tensor]
-) -> list[Tensor]:
-    """Bits of every scale, of which the first are given and draw no noise."""
-    assert filled.width is not None and filled.height is not None
-    schedule = pipeline.schedules[filled.height, filled.width]
     network, patchify = pipeline.transformer, pipeline.config.patchify
     text = _both_texts(pipeline, filled)
     cache = network.empty_cache(2, schedule)
     grids = schedule.latent_grids(patchify)
-    sum_1kHW = torch.zeros(1, pipeline.autoencoder.config.bits, *grids[-1])
     inputs: Tensor | None = None
     bits: list[Tensor] = []
     for scale, grid in enumerate(schedule.grids):
@@ -57,16 +39,14 @@ def _walk(
         logits = network.step(doubled, text, schedule, scale, cache, inside) / temperature
         prompt, null = logits.chunk(2)
         mixed = prompt if layer else guidance * prompt + (1 - guidance) * null
-        if scale < len(given):
-            bits_1khw = given[scale][None]
-        else:
-            drawn = _draw(mixed, filled.top_k or 0, filled.top_p or 0.0, generator)
-            bits_1khw = from_tokens(drawn.to(torch.uint8), grid, patchify).bool()
-        sum_1kHW = sum_1kHW + enlarge(codes(bits_1khw), grids[-1])
+        drawn = _draw(mixed, filled.top_k or 0, filled.top_p or 0.0, generator)
+        bits.append(from_tokens(drawn.to(torch.uint8), grid, patchify).bool())
+        if len(schedule) - (filled.revisions or 0) <= scale + 1 < len(schedule):
+            picture = pipeline.autoencoder.decode(sum_of_codes(bits, grids[-1]))
+            bits = list(quantize(pipeline.autoencoder.encode(picture), grids).bits[: scale + 1])
         if scale + 1 < len(schedule):
-            inputs = to_tokens(enlarge(sum_1kHW, grids[scale + 1]), patchify)
-        bits.append(bits_1khw[0])
-    return bits
+            inputs = to_tokens(enlarge(sum_of_codes(bits, grids[-1]), grids[scale + 1]), patchify)
+    return [bits_1khw[0] for bits_1khw in bits]
 
 
 def _both_texts(pipeline: InfinityPipeline, request: GenerationRequest) -> TextCondition:

@@ -22,7 +22,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"guidance": (1, 2, 3, 4)},
 ]
 UNUSED = {"temperature": 1.0, "top_k": 3, "top_p": 0.9, "guidance_layer": -1, "guidance_truncation": 0.5}
-UNUSED |= {"refiner": "sdxl-refiner", "revisions": 2, "revision_strength": 0.5}
+UNUSED |= {"refiner": "sdxl-refiner", "revisions": 2}
 
 
 @pytest.fixture(scope="module")

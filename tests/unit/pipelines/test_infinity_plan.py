@@ -183,3 +183,18 @@ def test_words_it_does_not_know_are_told(pipeline: InfinityPipeline) -> None:
     assert len(plan.warnings) == 1
     assert "'zebra', 'fog'" in plan.warnings[0]
     assert pipeline.plan(ask()).warnings == ()
+
+
+def test_guidance_of_a_distilled_model_is_told() -> None:
+    distilled = tiny_pipeline(replace(DEFAULTS, guidance=1.0, distilled=True))
+    assert distilled.plan(ask()).warnings == ()
+    words = ("tiny is distilled: guidance doubles its work and harms the picture",)
+    assert distilled.plan(ask(guidance=3.0)).warnings == words
+
+
+@pytest.mark.parametrize(("guidance", "warned"), [(1.0, True), ((1.0,) * 5, True), (2.0, False), (None, False)])
+def test_a_negative_prompt_that_nothing_is_guided_from_is_told(
+    pipeline: InfinityPipeline, guidance: object, warned: bool
+) -> None:
+    words = ("negative has no effect where guidance is 1",)
+    assert pipeline.plan(ask(negative="a blue ring", guidance=guidance)).warnings == (words if warned else ())

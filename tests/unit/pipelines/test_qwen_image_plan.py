@@ -16,7 +16,7 @@ from tests.tiny_qwen_image import STATIC, tiny_pipeline, tiny_text
 
 UNUSED = {"true_guidance": 2.0, "temperature": 1.0, "top_k": 3, "top_p": 0.9, "guidance_layer": -1}
 UNUSED |= {"guidance_truncation": 0.5, "guidance_normalization": 1.0, "frames": 5, "fps": 8.0}
-UNUSED |= {"refiner": "sdxl-refiner", "revisions": 2, "revision_strength": 0.5}
+UNUSED |= {"refiner": "sdxl-refiner", "revisions": 2}
 
 
 @pytest.fixture(scope="module")

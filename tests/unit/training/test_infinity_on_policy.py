@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from gesso.training.infinity_loss import divergence, token_losses
 from gesso.training.infinity_on_policy import InfinityOnPolicySettings, InfinityOnPolicyTask
 from gesso.training.painting import at_rest, walk
 from gesso.training.pictures import captions_to_paint, to_tensor
-from gesso.training.posterior import expected_bits
+from gesso.training.posterior import Answer, expected_bits
 from gesso.training.recipes.recipe import Recipe
 from gesso.training.world_latents import WorldLatents
 from gesso.worlds import shapes
@@ -176,32 +178,45 @@ def test_ways_are_those_of_the_pipeline(
                         inputs.append(state.inputs_nK)  # type: ignore[attr-defined]
     assert len(ways) == 4 and task.network.training
     for text, inputs, state, way in zip(asked, seen, states, ways, strict=True):
-        assert (way.claim, way.caption) == text[:2] and len(way.sums) == len(way.bits) == len(task.grids)
-        assert not any(part.is_inference() for part in (*way.sums, *way.bits))
+        (past,) = way.pasts
+        assert (way.claim, way.caption) == text[:2] and len(way.sums) == len(past.bits) == len(task.grids)
+        assert past.first == 0 and not any(part.is_inference() for part in way.sums)
         assert torch.equal(task._inputs(way), torch.cat(inputs))
         total = torch.zeros_like(way.sums[0])
-        for sum_kHW, bits_khw in zip(way.sums, way.bits, strict=True):
+        for sum_kHW, bits_khw in zip(way.sums, past.bits, strict=True):
             assert torch.equal(sum_kHW, total)
             total = total + enlarge(codes(bits_khw[None]), task.grids[-1])[0]
         assert torch.equal(total, state.sum_kHW)  # type: ignore[attr-defined]
 
 
-def test_revisions_are_ways_of_their_own(
+def test_a_revised_picture_is_what_the_tokenizer_made_of_it(
     tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
 ) -> None:
-    """Beside the picture that they are of; they begin as the tokenizer codes it."""
-    task = task_of(recipe_of(tokenizer_run, infinity_run, revisions=1), tmp_path)
-    ways = task._walk(2)
-    assert len(ways) == 4
-    for first, revised in (ways[:2], ways[2:]):
-        assert (first.claim, first.caption) == (revised.claim, revised.caption)
-        bits = [bits_khw[None] for bits_khw in first.bits]
-        seen = quantize(task.tokenizer.encode(task.tokenizer.decode(sum_of_codes(bits, task.grids[-1]))), task.grids)
-        kept = len(task.grids) - round(0.3 * len(task.grids))
-        assert [bits.tolist() for bits in revised.bits[:kept]] == [bits[0].tolist() for bits in seen.bits[:kept]]
-        for scale in range(1, len(task.grids)):
-            whole = sum_of_codes([bits_khw[None] for bits_khw in revised.bits[:scale]], task.grids[-1])[0]
-            torch.testing.assert_close(revised.sums[scale], whole)
+    """Its sums are those that were seen, and answers after a revision go by the bits that the tokenizer found."""
+    task = task_of(recipe_of(tokenizer_run, infinity_run, generation=(("revisions", 2),)), tmp_path)
+    assert task._world is not None
+    for way in task._walk(2):
+        assert [past.first for past in way.pasts] == [0, 3, 4] and [len(past.bits) for past in way.pasts] == [3, 4, 5]
+        for past, after in pairwise(way.pasts):
+            painted = sum_of_codes([bits_khw[None] for bits_khw in past.bits], task.grids[-1])
+            seen = quantize(task.tokenizer.encode(task.tokenizer.decode(painted)), task.grids).bits[: after.first]
+            assert [bits.tolist() for bits in after.bits[: after.first]] == [bits[0].tolist() for bits in seen]
+            torch.testing.assert_close(way.sums[after.first], sum_of_codes(seen, task.grids[-1])[0])
+        chances, margins = task._answers(way)
+        by_past = [answers_by(task, task._world, past.bits, way.claim) for past in way.pasts]
+        for scale, past in enumerate((0, 0, 0, 1, 2)):
+            start, end = (task.settings.schedule.starts[scale + one] for one in (0, 1))
+            assert torch.equal(chances[start:end], task._tokens(by_past[past][scale].chance_khw))
+            assert torch.equal(margins[start:end], task._tokens(by_past[past][scale].margin_khw))
+
+
+def answers_by(
+    task: InfinityOnPolicyTask, world: WorldLatents, bits: Sequence[Tensor], claim: Claim
+) -> Sequence[Answer]:
+    sums = [torch.zeros(bits[0].shape[0], *task.grids[-1])]
+    for bits_khw in bits[:-1]:
+        sums.append(sums[-1] + enlarge(codes(bits_khw[None]), task.grids[-1])[0])
+    return expected_bits(world, sums, bits, task.grids[: len(bits)], claim)
 
 
 def test_true_ways_are_those_of_self_correction(
@@ -257,6 +272,56 @@ def test_a_network_that_answers_as_the_world_has_nothing_to_learn(
     assert abs(float(loss)) + abs(float(figures["true"])) + abs(float(figures["own"])) < 1e-5 and len(seen) == 1
 
 
+def test_what_is_taught_is_what_guidance_paints(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    """Where little is left to chance, the likelier bits on the way are those that the guided model painted."""
+    sure = (("guidance", 2.0), ("temperature", 1e-4))
+    recipe = recipe_of(tokenizer_run, infinity_run, guidances=(2.0,), taught_guidance=(2.0,) * 5, generation=sure)
+    task = task_of(recipe, tmp_path)
+    ways = task._walk(0)
+    inputs = torch.stack([task._inputs(way) for way in ways])
+    assert task._teacher is not None
+    taught = task._taught(task._teacher, task._ids([way.caption for way in ways], None), inputs)
+    painted = torch.stack([torch.cat([task._tokens(bits) for bits in way.pasts[0].bits]) for way in ways])
+    assert torch.equal(taught > 0.5, painted)
+
+
+def test_every_scale_is_taught_by_its_own_guidance(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int]
+) -> None:
+    numbers = (3.0, 2.0, 1.0, 0.5, 4.0)
+    task = task_of(recipe_of(tokenizer_run, infinity_run, taught_guidance=numbers), tmp_path)
+    (way, *_), starts = task._walk(0), task.settings.schedule.starts
+    asked = (task._ids([way.caption], None), task._inputs(way)[None])
+    assert task._teacher is not None
+    taught = task._taught(task._teacher, *asked)
+    for scale, number in enumerate(numbers):
+        even = task_of(recipe_of(tokenizer_run, infinity_run, taught_guidance=(number,) * 5), tmp_path)
+        part = slice(starts[scale], starts[scale + 1])
+        assert torch.equal(taught[:, part], even._taught(task._teacher, *asked)[:, part])
+
+
+def test_half_of_an_own_answer_is_taught(
+    tokenizer_run: Path, infinity_run: Path, tmp_path: Path, small_world: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the model that it began from, which stays as it is; true ways are the world's alone."""
+    task = task_of(recipe_of(tokenizer_run, infinity_run, taught_guidance=(3.0,) * 5), tmp_path)
+    task._own = task._walk(0)
+    own, true = task._own[2:], task._true_ways(1, torch.Generator().manual_seed(1))
+    assert task._teacher is not None
+    ids = task._ids([way.caption for way in own], None)
+    before = task._taught(task._teacher, ids, torch.stack([task._inputs(way) for way in own]))
+    with torch.no_grad():
+        for parameter in task.network.parameters():
+            parameter.add_(1.0)
+    world = torch.stack([task._answers(way)[0] for way in true + own])
+    wanted = torch.cat((world[:2], (world[2:] + before) / 2))
+    monkeypatch.setattr(task.network, "forward", lambda *_: logits_of(wanted))
+    _, figures = task.loss(1)
+    assert abs(float(figures["true"])) + abs(float(figures["own"])) < 1e-5
+
+
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +359,9 @@ def test_networks_of_two_by_two_cells_a_token(infinity_run: Path, tmp_path: Path
         ({"side": "256"}, "side"),
         ({"start_from": "", "train_text": "false"}, "train_text"),
         ({"weigh_margins": "false"}, "weigh_margins"),
+        ({"taught_guidance": "[2.0]"}, "taught_guidance"),
+        ({"taught_guidance": "[2, 2, 2, 2, 2, 2, 2, NaN]"}, "taught_guidance"),
+        ({"taught_guidance": "[2, 2, 2, 2, 2, 2, 2, 2]", "start_from": ""}, "start_from"),
     ],
 )
 def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
@@ -307,8 +375,6 @@ def test_values_that_cannot_be_used(values: dict[str, str], field: str) -> None:
         ({"guidances": (1.0, -1.0)}, "guidance"),
         ({"guidances": (float("nan"),)}, "guidance"),
         ({"paint_every": 4096}, "at once"),
-        ({"revisions": 2}, "one below a divisor of 4"),
-        ({"revisions": 101}, "from 0 to 100"),
     ],
 )
 def test_what_cannot_be_painted_is_told_at_once(
@@ -318,8 +384,9 @@ def test_what_cannot_be_painted_is_told_at_once(
         recipe_of(tokenizer_run, infinity_run, **changes).task()
 
 
-def test_the_recipe_resumes_exactly() -> None:
-    recipe = recipes.load("infinity-nano-on-policy")
+@pytest.mark.parametrize("name", ["infinity-nano-on-policy", "infinity-nano-unguided"])
+def test_the_recipes_resume_exactly(name: str) -> None:
+    recipe = recipes.load(name)
     assert isinstance(recipe.settings, InfinityOnPolicySettings)
     for steps in (recipe.loop.checkpoint_every, recipe.loop.steps):
         assert steps % recipe.settings.paint_every == 0

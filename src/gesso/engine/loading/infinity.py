@@ -141,8 +141,9 @@ def _check_fit(
 
 def _defaults(entry: Entry) -> GenerationDefaults:
     defaults = parse(GenerationDefaults, entry.defaults, entry.folder)
+    blanks = {key: value for key, value in entry.defaults.items() if key not in ("init_strength", "distilled")}
     try:  # they fill a request's blanks, so a request must allow them
-        parse_request({"prompt": "-"} | {key: value for key, value in entry.defaults.items() if key != "init_strength"})
+        parse_request({"prompt": "-"} | blanks)
     except RequestError as error:
         raise FileError(entry.folder, f"its generation defaults are unusable: {error}", "export it again") from error
     return defaults

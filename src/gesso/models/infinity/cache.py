@@ -46,16 +46,11 @@ class KeyValueCache:
 
     @dataclass(frozen=True)
     class Layer:
-        """One block's keys and values up to `start`, and whether what is added is kept.
-
-        Where new tokens are of several scales, `ends` says where each of these ends: a token sees its own and earlier
-        ones.
-        """
+        """One block's keys and values up to `start`, and whether what is added is kept."""
 
         slab: Tensor
         start: int
         keep: bool
-        ends: Sequence[int] = ()
 
         def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             """Past and new keys and values together, each `[R,H,start+n,D]`."""
@@ -70,8 +65,8 @@ class KeyValueCache:
             both = self.slab[..., :end, :]
             return both[0], both[1]
 
-    def layer(self, index: int, start: int, keep: bool, ends: Sequence[int] = ()) -> KeyValueCache.Layer:
-        return KeyValueCache.Layer(self.slab[index], start, keep, ends)
+    def layer(self, index: int, start: int, keep: bool) -> KeyValueCache.Layer:
+        return KeyValueCache.Layer(self.slab[index], start, keep)
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ def scale_flops(config: InfinityConfig, schedule: ScaleSchedule, scale: int, tex
     n, width = end - start, config.width
     linear = 2 * n * (6 * width**2 + 2 * width * config.hidden)  # qkv, out; cross query, out; feed-forward
     attention = 4 * n * (end + text_tokens) * width
-    modulation = 2 * (6 + 2) * width**2
     ends = 2 * n * width * 3 * config.bits  # code embedding and head
-    return config.depth * (linear + attention) + modulation + ends
+    return config.depth * (linear + attention) + ends
 
 
 def text_flops(config: InfinityConfig, text_tokens: int) -> float:
-    """Operations of projecting a prompt's features for all blocks."""
+    """Operations of projecting a prompt's features for all blocks, and of what modulates their norms."""
     width, inner = config.width, config.text_width
     project = 2 * text_tokens * (inner * width + width**2 + 2 * inner * width) + 2 * width**2
-    return project + config.depth * 4 * text_tokens * width**2
+    modulation = 2 * (6 + 2) * width**2
+    return project + modulation + config.depth * 4 * text_tokens * width**2
 
 
 def cache_bytes(config: InfinityConfig, schedule: ScaleSchedule, rows: int, bytes_each: int) -> int:

@@ -42,22 +42,13 @@ class SelfAttention(Attending):
         q, k = (part.transpose(1, 2) for part in qk_Bn2HD.unbind(2))
         q = q * self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
         q, k = q.to(v.dtype), k.to(v.dtype)
+        mask = None
         if isinstance(past, KeyValueCache.Layer):
-            y = self._over(past, q, *past.extend(k, v))
+            k, v = past.extend(k, v)
         else:
-            y = self.kernel(q, k, v, mask=past, scale=1.0)
+            mask = past
+        y = self.kernel(q, k, v, mask=mask, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))
-
-    def _over(self, past: KeyValueCache.Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of new tokens to all, scale by scale where they are of several: not every kernel takes a mask."""
-        if not past.ends:
-            return self.kernel(q, k, v, scale=1.0)
-        parts, begin = [], past.start
-        for end in past.ends:
-            own = q[:, :, begin - past.start : end - past.start]
-            parts.append(self.kernel(own, k[:, :, :end], v[:, :, :end], scale=1.0))
-            begin = end
-        return torch.cat(parts, dim=2)
 
 
 class CrossAttention(Attending):

@@ -69,19 +69,11 @@ class InfinityConfig:
         return self.feed_forward_width or max(1, round(4 * self.width / 256)) * 256
 
 
-class TextCondition(NamedTuple):
-    """All the network wants of prompts, computed once: pooled text and every block's keys and values.
-
-    `mask_BT` is None where all prompts are equally long.
-    """
-
-    pooled_BC: Tensor
-    keys_values: list[tuple[Tensor, Tensor]]
-    mask_BT: Tensor | None
-
-
 class Modulation(NamedTuple):
-    """Gates, scales and shifts of one block, each `[B,1,C]`: first of the self-attention, then of the feed-forward."""
+    """Gates, scales and shifts of one block, each `[B,1,C]`: first of the self-attention, then of the feed-forward.
+
+    Scales are whole factors, 1 and what was learned.
+    """
 
     gate1: Tensor
     gate2: Tensor
@@ -89,6 +81,20 @@ class Modulation(NamedTuple):
     scale2: Tensor
     shift1: Tensor
     shift2: Tensor
+
+
+class TextCondition(NamedTuple):
+    """All the network wants of prompts, computed once: pooled text, what it makes of every block's and the head's
+    norms, and every block's keys and values.
+
+    `modulations` and the head's scale and shift have a row a prompt; `mask_BT` is None where all are equally long.
+    """
+
+    pooled_BC: Tensor
+    modulations: list[Modulation]
+    head_modulation: tuple[Tensor, Tensor]
+    keys_values: list[tuple[Tensor, Tensor]]
+    mask_BT: Tensor | None
 
 
 class Layout(NamedTuple):
@@ -123,16 +129,20 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.width, config.hidden)
         self.drop = drop
 
+    def modulation_by(self, shared_B16C: Tensor) -> Modulation:
+        """This block's own table upon what all blocks share."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = (shared_B16C + self.modulation).unbind(2)
+        return Modulation(gate1, gate2, 1 + scale1, 1 + scale2, shift1, shift2)
+
     def forward(
         self,
         x: Tensor,
-        shared_B16C: Tensor,
+        m: Modulation,
         rotary: Turns | None,
         text: tuple[Tensor, Tensor],
         text_mask: Tensor | None,
         past: KeyValueCache.Layer | Tensor | None,
     ) -> Tensor:
-        m = Modulation(*(shared_B16C + self.modulation).unbind(2))
         h = self.self_attention(_modulated(x, m.scale1, m.shift1), rotary, past)
         x = torch.addcmul(x, drop_path(h, self.drop, self.training).to(x.dtype), m.gate1)
         h = self.cross_attention(self.cross_norm(x), text, text_mask)
@@ -176,7 +186,15 @@ class InfinityTransformer(nn.Module):
         normed_BTE = self.text_norm(features_BTE.float())
         pooled_BC = self.pool(normed_BTE, mask_BT)
         source_BTC = self.text_projection(normed_BTE)
-        return TextCondition(pooled_BC, [b.cross_attention.read(source_BTC) for b in self._blocks()], mask_BT)
+        blocks, shared_B16C = self._blocks(), self.shared_modulation(pooled_BC)
+        scale_B1C, shift_B1C = self.head_modulation(F.silu(pooled_BC))[:, None].chunk(2, dim=-1)
+        return TextCondition(
+            pooled_BC=pooled_BC,
+            modulations=[block.modulation_by(shared_B16C) for block in blocks],
+            head_modulation=(1 + scale_B1C, shift_B1C),
+            keys_values=[block.cross_attention.read(source_BTC) for block in blocks],
+            mask_BT=mask_BT,
+        )
 
     def drop_text(self, features_BTE: Tensor, dropped_B: Tensor) -> Tensor:
         """Replace the text of the dropped prompts by the first rows of the learned null text (a new tensor)."""
@@ -202,11 +220,11 @@ class InfinityTransformer(nn.Module):
         embedded = self.code_embedding(inputs_BLK).float()
         x_BLC = torch.cat((self.first_token(text), embedded), dim=1)
         scale_LC = self.scale_embedding(layout.scale_L)
-        shared_B16C = self.shared_modulation(text)
         for index, block in enumerate(self._blocks()):
             if self._embeds_scale(index):
                 x_BLC = x_BLC + scale_LC
-            x_BLC = block(x_BLC, shared_B16C, layout.rotary, text.keys_values[index], text.mask_BT, layout.mask_LL)
+            m, keys_values = text.modulations[index], text.keys_values[index]
+            x_BLC = block(x_BLC, m, layout.rotary, keys_values, text.mask_BT, layout.mask_LL)
         return self.logits(x_BLC, text)
 
     # ---- generation: one scale over a cache -------------------------------------------------------------------------
@@ -219,35 +237,25 @@ class InfinityTransformer(nn.Module):
         scale: int,
         cache: KeyValueCache,
         guidance: LayerGuidance | None = None,
-        *,
-        anew: bool = False,
     ) -> Tensor:
         """Logits `[B,n,2K]` of one scale; its keys and values join the cache unless it is the last.
 
-        `inputs_BnK` is None on scale 0, whose one token is the pooled text. `anew`: the inputs are those of all scales
-        up to this one but the first, which are read at once and replace what the cache holds.
+        `inputs_BnK` is None on scale 0, whose one token is the pooled text.
         """
-        first, device = 0 if anew else scale, self.start.device
-        start, end = schedule.starts[first], schedule.starts[scale + 1]
-        parts = [self.first_token(text)] if first == 0 else []
-        if inputs_BnK is not None:
-            parts.append(self.code_embedding(inputs_BnK).float())
-        x_BnC = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        scale_n = scale_indices(schedule, device)[:end] if anew else scale
-        ends = schedule.starts[1 : scale + 2] if anew else ()
-        rotary = self._rotary(schedule, start, end, device)
-        shared_B16C = self.shared_modulation(text)
+        x_BnC = self.first_token(text) if inputs_BnK is None else self.code_embedding(inputs_BnK).float()
+        start, end = schedule.starts[scale], schedule.starts[scale + 1]
+        rotary = self._rotary(schedule, start, end, x_BnC.device)
         keep = scale + 1 < len(schedule)
         for index, block in enumerate(self._blocks()):
             if self._embeds_scale(index):
-                x_BnC = x_BnC + self.scale_embedding.weight[scale_n]
-            past = cache.layer(index, start, keep, ends)
-            x_BnC = block(x_BnC, shared_B16C, rotary, text.keys_values[index], text.mask_BT, past)
+                x_BnC = x_BnC + self.scale_embedding(torch.tensor(scale, device=x_BnC.device))
+            past = cache.layer(index, start, keep)
+            x_BnC = block(x_BnC, text.modulations[index], rotary, text.keys_values[index], text.mask_BT, past)
             if guidance is not None and index == guidance.block:
                 prompt, null = x_BnC.chunk(2)
                 mixed = guidance.scale_B11 * prompt + (1 - guidance.scale_B11) * null
                 x_BnC = torch.cat((mixed, mixed))
-        return self.logits(x_BnC[:, schedule.starts[scale] - end :], text)
+        return self.logits(x_BnC, text)
 
     def cast_blocks(self, dtype: torch.dtype) -> InfinityTransformer:
         """Put the blocks' matmuls in `dtype`; norms, modulation, head, embeddings and text projection stay float32."""
@@ -273,14 +281,13 @@ class InfinityTransformer(nn.Module):
     def first_token(self, text: TextCondition) -> Tensor:
         return text.pooled_BC[:, None] + self.start
 
-    def shared_modulation(self, text: TextCondition) -> Tensor:
+    def shared_modulation(self, pooled_BC: Tensor) -> Tensor:
         """What all blocks share of the adaptive layer norm, float32 `[B,1,6,C]`."""
-        return self.modulation(F.silu(text.pooled_BC)).float().unflatten(-1, (6, -1))[:, None]
+        return self.modulation(F.silu(pooled_BC)).float().unflatten(-1, (6, -1))[:, None]
 
     def logits(self, x: Tensor, text: TextCondition) -> Tensor:
         """Two logits a bit, in float32."""
-        scale, shift = self.head_modulation(F.silu(text.pooled_BC))[:, None].chunk(2, dim=-1)
-        return self.head(_modulated(x, scale, shift)).float()
+        return self.head(_modulated(x, *text.head_modulation)).float()
 
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
@@ -317,4 +324,4 @@ def scale_mask(schedule: ScaleSchedule, device: torch.device | str = CPU) -> Ten
 
 def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Layer norm without weights, then scaled and shifted."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)

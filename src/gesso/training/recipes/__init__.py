@@ -33,6 +33,7 @@ _RECIPES: dict[str, Callable[[], Recipe]] = {
     "shapes-tokenizer": _shapes.shapes_tokenizer,
     "infinity-nano": _shapes.infinity_nano,
     "infinity-nano-on-policy": _shapes.infinity_nano_on_policy,
+    "infinity-nano-unguided": _shapes.infinity_nano_unguided,
     "shapes-autoencoder": _flow.shapes_autoencoder,
     "flux-nano": _flow.flux_nano,
     "z-image-nano": _flow.z_image_nano,
