@@ -28,10 +28,15 @@ class Mail:
 
 
 class Inbox:
-    """A thread-safe mailbox with one reader."""
+    """A thread-safe mailbox with one reader.
+
+    The lock itself is entered, and not the condition: that is entered in Python, where Ctrl-C can come between taking
+    the lock and the block that would give it back.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # A stream that is let go of in there cancels its job.
+        self._changed = threading.Condition(self._lock)
         self._mail = Mail()
         self._news = False
 
@@ -46,7 +51,7 @@ class Inbox:
         Raises:
             RunError: the engine was closed.
         """
-        with self._changed:
+        with self._lock:
             if self._mail.closing is not None:
                 raise RunError("the engine is closed and takes no more requests; make a new Engine")
             self._mail.arrived.append(job)
@@ -54,33 +59,33 @@ class Inbox:
 
     def cancel(self, job: Job) -> None:
         """Ask for a job to be dropped. Harmless if it is not there any more."""
-        with self._changed:
+        with self._lock:
             self._mail.cancelled.append(job)
             self._tell()
 
     def drops(self, jobs: Iterable[Job]) -> bool:
         """Whether the next look will drop one of these jobs; for whoever takes long between two looks."""
-        with self._changed:
+        with self._lock:
             mail = self._mail
             return mail.closing == "cancel" or any(job in mail.cancelled for job in jobs)
 
     def close(self, how: Closing) -> None:
         """Take no more jobs; ``finish`` those that are there or ``cancel`` them. Cancelling overrides finishing."""
-        with self._changed:
+        with self._lock:
             if self._mail.closing != "cancel":
                 self._mail.closing = how
             self._tell()
 
     def wake(self) -> None:
         """Something that was prepared for the loop is ready."""
-        with self._changed:
+        with self._lock:
             self._tell()
 
     def take(self, *, wait: bool, timeout: float | None = None) -> Mail:
         """All that came since the last look; with ``wait``, sleep until there is something, it is asked to close or was
         woken, or so many seconds have passed.
         """
-        with self._changed:
+        with self._lock:
             if wait:
                 self._changed.wait_for(lambda: self._news, timeout)
             self._news = False

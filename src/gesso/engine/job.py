@@ -52,9 +52,9 @@ class Job:
         self.deadline = deadline
         self.submitted = time.perf_counter()
         self._when_cancelled = when_cancelled
-        lock = threading.Lock()
-        self._changed = threading.Condition(lock)
-        self._ended = threading.Condition(lock)  # Apart, so that who waits for the end is not woken by every step.
+        self._lock = threading.Lock()  # Entered itself, so that Ctrl-C cannot leave it taken (`Inbox`).
+        self._changed = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)  # Apart: who waits for the end is not woken by every step.
         self._unread: OrderedDict[int, Progress | Preview] = OrderedDict()  # Numbered: one may go from the middle.
         self._numbers = itertools.count()
         self._progress: deque[int] = deque()  # Those of them that are progress.
@@ -79,7 +79,7 @@ class Job:
         Raises:
             TimeoutError: it did not end within ``timeout`` seconds; the job runs on.
         """
-        with self._ended:
+        with self._lock:
             self._ended.wait_for(self.done, timeout)
             if self._last is None:
                 raise TimeoutError(f"job {self.id} did not end within {timeout} s; it runs on")
@@ -108,7 +108,7 @@ class Job:
         last event ends every iteration.
         """
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._unread or self.done())
                 event = self._take_oldest() if self._unread else self._last
             if event is None:
@@ -119,7 +119,7 @@ class Job:
 
     def tell(self, event: Progress | Preview) -> None:
         """Put in an event (the loop's side). Does nothing after the end."""
-        with self._changed:
+        with self._lock:
             if self._last is not None:
                 return
             number = next(self._numbers)
@@ -149,7 +149,7 @@ class Job:
 
     def end(self, event: LastEvent) -> None:
         """Put in the last event (the loop's side). The first one counts."""
-        with self._changed:
+        with self._lock:
             if self._last is None:
                 self._last = event
                 self._changed.notify_all()

@@ -237,19 +237,18 @@ class InfinityPipeline:
                 state.company = state.prompt_row = state.null_row = None
 
     def _revise(self, states: Sequence[InfinityState]) -> None:
-        """Put what is painted so far in terms of the tokenizer: the same scales of what it sees there."""
+        """Put what is painted so far in terms of the tokenizer: the same scales of what it sees there.
+
+        One by one: coding is a threshold, and the noise of arithmetic in company would carry bits over it.
+        """
         patchify, scale = self.config.patchify, states[0].scale
         grids = states[0].schedule.latent_grids(patchify)
-        latents: list[Tensor] = []
-        for chunk in self._chunks(states):
-            picture_BCHW = self.autoencoder.decode(torch.stack([state.sum_kHW for state in chunk]))
-            latents.append(self.autoencoder.encode(picture_BCHW))
-        bits = quantize(torch.cat(latents), grids).bits[:scale]
-        sum_BkHW = sum_of_codes(bits, grids[-1])
-        inputs_BnK = to_tokens(enlarge(sum_BkHW, grids[scale]), patchify)
-        for index, state in enumerate(states):
-            state.sum_kHW, state.inputs_nK = sum_BkHW[index], inputs_BnK[index]
-            state.bits = [bits_Bkhw[index] for bits_Bkhw in bits]
+        for state in states:
+            latent_1kHW = self.autoencoder.encode(self.autoencoder.decode(state.sum_kHW[None]))
+            bits = quantize(latent_1kHW, grids).bits[:scale]
+            sum_1kHW = sum_of_codes(bits, grids[-1])
+            state.sum_kHW, state.inputs_nK = sum_1kHW[0], to_tokens(enlarge(sum_1kHW, grids[scale]), patchify)[0]
+            state.bits = [bits_1khw[0] for bits_1khw in bits]
 
     def _column(self, states: Sequence[InfinityState], name: str, scale: int) -> Tensor:
         """A per-picture setting of this scale as `[B,1,1]`."""
